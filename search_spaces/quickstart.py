@@ -1,0 +1,36 @@
+"""Batch-size schedule, LR/batch ratio, norm and length, sized for minutes on two CPU cores.
+
+Anchored by the configurations that Sasongko, Krisnadhi and Fanany 2021 compare.
+"""
+
+import optuna
+
+DEFAULTS = {"dataset": "digits", "depth": 56, "eps": 0.1, "attack_steps": 10, "eval_examples": 300, "trials": 16}
+
+SHARED = {"lr_batch_ratio": 1e-3, "momentum": 0.9, "epochs": 5}
+
+BASELINES = {
+    "BatchNorm 128": {**SHARED, "norm": "batchnorm"}
+    | {"batch_size_schedule.kind": "constant", "batch_size_schedule.size": 128},
+    "Fixup 128": {**SHARED, "norm": "fixup"}
+    | {"batch_size_schedule.kind": "constant", "batch_size_schedule.size": 128},
+    "Fixup 8": {**SHARED, "norm": "fixup"} | {"batch_size_schedule.kind": "constant", "batch_size_schedule.size": 8},
+    "Fixup 8→128": {**SHARED, "norm": "fixup"}
+    | {"batch_size_schedule.kind": "geometric", "batch_size_schedule.first": 8, "lr_follows_batch": True},
+}
+
+
+def space(trial: optuna.Trial) -> dict[str, object]:
+    """What varies; returns the constants."""
+    constants: dict[str, object] = {"weight_decay": 5e-4}
+    if trial.suggest_categorical("batch_size_schedule.kind", ["constant", "geometric"]) == "constant":
+        trial.suggest_categorical("batch_size_schedule.size", [8, 16, 32, 64, 128])
+    else:
+        trial.suggest_categorical("batch_size_schedule.first", [8, 16, 32])
+        trial.suggest_categorical("lr_follows_batch", [True, False])
+        constants["batch_size_schedule.last"] = 128
+    trial.suggest_float("lr_batch_ratio", 1e-4, 1e-2, log=True)
+    trial.suggest_categorical("norm", ["batchnorm", "fixup", "robustnorm", "groupnorm"])
+    trial.suggest_float("momentum", 0.0, 0.95)
+    trial.suggest_int("epochs", 2, 8)
+    return constants

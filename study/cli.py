@@ -1,0 +1,66 @@
+"""What every command shares: one line and status 2 for the user's mistake, 130 for Ctrl-C."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from study.settings import fraction
+from trainables.errors import InputError
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class Fraction(click.ParamType):
+    """A number as `0.1` or `8/255`."""
+
+    name = "number"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return value if isinstance(value, float) else fraction(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a number like 0.1 or 8/255", param, ctx)
+
+
+def configure_logging(ctx: click.Context, param: click.Parameter, value: str) -> None:
+    logging.basicConfig(level=value.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+
+
+log_level = click.option(
+    "--log-level",
+    type=click.Choice(LOG_LEVELS),
+    default="error",
+    show_default=True,
+    expose_value=False,
+    callback=configure_logging,
+    help="How much the log on stderr says.",
+)
+
+
+def run(command: click.Command, argv: Sequence[str] | None) -> int:
+    """Run `command`; returns the exit status."""
+    try:
+        return command.main(argv, prog_name=f"python -m study.{command.name}", standalone_mode=False) or 0
+    except click.ClickException as error:
+        return _say(error.format_message(), 2)
+    except InputError as error:
+        return _say(str(error), 2)
+    except OSError as error:
+        return _say(_os_error(error), 1)
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _os_error(error: OSError) -> str:
+    return f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
+
+
+def _say(message: str, status: int) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return status

@@ -1,0 +1,129 @@
+"""What a person sees while a study runs: a live display on a terminal, plain lines elsewhere."""
+
+import time
+from dataclasses import dataclass
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from study.results import describe, front_hypervolume, front_of, wilson
+
+HEARTBEAT = 30.0  # seconds between plain lines when no trial ends
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A study at one moment."""
+
+    trials: list[FrozenTrial]
+    target: int
+    elapsed: float  # seconds of this run
+    done_before: int  # trials that were finished when this run began
+
+    def count(self, *states: TrialState) -> int:
+        return sum(trial.state in states for trial in self.trials)
+
+    @property
+    def done(self) -> int:
+        return self.count(TrialState.COMPLETE, TrialState.PRUNED)
+
+    @property
+    def failed(self) -> int:
+        return self.count(TrialState.FAIL)
+
+    @property
+    def running(self) -> int:
+        return self.count(TrialState.RUNNING)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At this run's pace so far; None before its first trial has ended."""
+        ended = self.done + self.failed
+        if ended == self.done_before:
+            return None
+        return self.elapsed / (ended - self.done_before) * max(0, self.target - ended)
+
+    def line(self) -> str:
+        left = self.seconds_left
+        return (
+            f"{self.done}/{self.target} done, {self.running} running, {self.failed} failed; "
+            f"front {len(front_of(self.trials))}, hypervolume {front_hypervolume(self.trials):.3g}; "
+            f"elapsed {clock(self.elapsed)}, left {'?' if left is None else 'about ' + clock(left)}"
+        )
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def ended_line(trial: FrozenTrial) -> str:
+    """One ended trial, e.g. `#3 Fixup 8→128: adversarial 0.420, clean 0.973, 25.1 s`."""
+    head = f"#{trial.number} {describe(trial)}"
+    if trial.state is TrialState.COMPLETE:
+        accuracy, seconds = trial.values
+        return f"{head}: adversarial {accuracy:.3f}, clean {trial.user_attrs['clean_accuracy']:.3f}, {seconds:.1f} s"
+    return f"{head}: {trial.state.name.lower()}, {trial.user_attrs.get('reason', '')}"
+
+
+def front_table(trials: list[FrozenTrial], title: str = "Pareto front") -> Table:
+    """The front, fastest first."""
+    table = Table(title=title, title_justify="left")
+    for heading in ("trial", "seconds", "adversarial [95 %]", "clean", "n", "epochs", "LR/batch"):
+        table.add_column(heading, justify="left" if heading == "trial" else "right", no_wrap=True)
+    for trial in front_of(trials):
+        (accuracy, seconds), attrs = trial.values, trial.user_attrs
+        low, high = wilson(accuracy, attrs["n_examples"])
+        table.add_row(
+            f"#{trial.number} {describe(trial)}",
+            f"{seconds:.1f}",
+            f"{accuracy:.3f} [{low:.2f}, {high:.2f}]",
+            f"{attrs['clean_accuracy']:.3f}",
+            str(attrs["n_examples"]),
+            str(attrs["config"]["epochs"]),
+            f"{attrs['config']['lr_batch_ratio']:.1e}",
+        )
+    return table
+
+
+class Progress:
+    """Shows snapshots; use as a context manager."""
+
+    def __init__(self, console: Console, target: int, done_before: int) -> None:
+        self.console, self.target, self.done_before = console, target, done_before
+        self.start = self.last_line = time.monotonic()
+        self.live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
+        self.snapshot: Snapshot | None = None
+
+    def __enter__(self) -> "Progress":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def say(self, message: str) -> None:
+        (self.live.console if self.live else self.console).print(message, highlight=False, soft_wrap=True)
+
+    def update(self, trials: list[FrozenTrial], ended: FrozenTrial | None = None) -> None:
+        """Show where the study is, and the trial that has just ended."""
+        now = time.monotonic()
+        snapshot = Snapshot(trials, self.target, now - self.start, self.done_before)
+        if ended is not None:
+            self.say(ended_line(ended))
+        if self.live:
+            self.live.update(self._display(snapshot))
+        elif ended is not None or now - self.last_line >= HEARTBEAT:
+            self.say(snapshot.line())
+            self.last_line = now
+
+    def _display(self, snapshot: Snapshot) -> Group:
+        bar = ProgressBar(total=snapshot.target, completed=snapshot.done + snapshot.failed, width=60)
+        return Group(front_table(snapshot.trials, "Pareto front so far"), bar, Text(snapshot.line()))

@@ -1,0 +1,170 @@
+"""A study's trials as tables, and the files of results/<study>/ that follow from its storage."""
+
+import json
+import os
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import binomtest
+
+from study.front import hypervolume, non_dominated
+from study.settings import StudySettings
+from study.storage import redacted
+from trainables.files import write_whole
+
+PACKAGES = ("torch", "torchvision", "ray", "optuna", "numpy", "scikit-learn")
+
+
+def wilson(accuracy: float, n: int) -> tuple[float, float]:
+    """95 % Wilson interval of an accuracy measured on `n` examples.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    interval = binomtest(round(accuracy * n), n).proportion_ci(0.95, method="wilson")
+    return interval.low, interval.high
+
+
+def is_complete(trial: FrozenTrial) -> bool:
+    return trial.state is TrialState.COMPLETE and all(np.isfinite(trial.values))
+
+
+def front_of(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """The non-dominated of the trials that ran their whole schedule, fastest first."""
+    complete = [trial for trial in trials if is_complete(trial)]
+    mask = non_dominated([trial.values for trial in complete])
+    return sorted((trial for trial, keep in zip(complete, mask, strict=True) if keep), key=lambda t: t.values[1])
+
+
+def front_hypervolumes(trials: list[FrozenTrial]) -> list[float]:
+    """Hypervolume (accuracy x seconds) after each complete trial, in the order given.
+
+    The reference point is accuracy 0 and the slowest of them all, so that the values compare.
+    """
+    complete = [trial.values for trial in trials if is_complete(trial)]
+    slowest = max((values[1] for values in complete), default=0.0)
+    return [hypervolume(complete[: i + 1], (0.0, slowest)) for i in range(len(complete))]
+
+
+def front_hypervolume(trials: list[FrozenTrial]) -> float:
+    """Hypervolume of the front, from accuracy 0 and the slowest complete trial's seconds."""
+    complete = [trial.values for trial in trials if is_complete(trial)]
+    return hypervolume(complete, (0.0, max(values[1] for values in complete))) if complete else 0.0
+
+
+def describe(trial: FrozenTrial) -> str:
+    """The trial's label, or its norm and batch sizes, e.g. `fixup 8→128`."""
+    if label := trial.user_attrs.get("label"):
+        return label
+    if "config" not in trial.user_attrs:
+        return ""
+    return short_name(trial.user_attrs["config"])
+
+
+def short_name(config: dict[str, object]) -> str:
+    schedule = config["batch_size_schedule"]
+    sizes = schedule.get("sizes") or [schedule.get("first"), schedule.get("last")]
+    batches = str(schedule["size"]) if schedule["kind"] == "constant" else f"{sizes[0]}→{sizes[-1]}"
+    training = "" if config["training"] == "natural" else f" {config['training']}"
+    return f"{config['norm']} {batches}{training}"
+
+
+def row(trial: FrozenTrial) -> dict[str, object]:
+    """One trial as a row of trials.csv."""
+    attrs = trial.user_attrs
+    columns: dict[str, object] = {
+        "number": trial.number,
+        "label": attrs.get("label", ""),
+        "state": trial.state.name,
+        "reason": attrs.get("reason", ""),
+        "node": attrs.get("node", ""),
+        "tune_trial_id": attrs.get("tune_trial_id", ""),
+    }
+    if is_complete(trial):
+        adversarial, seconds = trial.values
+        clean, n = attrs["clean_accuracy"], attrs["n_examples"]
+        columns |= {"adversarial_accuracy": adversarial}
+        columns |= dict(zip(("adversarial_low", "adversarial_high"), wilson(adversarial, n), strict=True))
+        columns |= {"clean_accuracy": clean}
+        columns |= dict(zip(("clean_low", "clean_high"), wilson(clean, n), strict=True))
+        columns |= {"n_examples": n, "train_seconds": seconds}
+        columns |= {
+            "measured_seconds": attrs["measured_seconds"],
+            "calibrated_seconds": attrs.get("calibrated_seconds"),
+        }
+    columns |= {
+        name: json.dumps(value) if isinstance(value, list | dict) else value
+        for name, value in flatten(attrs.get("config", {})).items()
+    }
+    return columns
+
+
+def flatten(config: dict[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested names joined by dots, as search spaces suggest them."""
+    flat: dict[str, object] = {}
+    for name, value in config.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def trials_frame(trials: list[FrozenTrial]) -> pd.DataFrame:
+    """Every trial, one row each."""
+    return pd.DataFrame([row(trial) for trial in trials])
+
+
+def front_frame(trials: list[FrozenTrial]) -> pd.DataFrame:
+    """Front members, fastest first, with the path of their weights relative to the study's folder."""
+    rows = [row(trial) | {"weights": f"models/{weights_name(trial.number)}"} for trial in front_of(trials)]
+    frame = pd.DataFrame(rows)
+    return frame.drop(columns=["state", "reason"]) if rows else frame
+
+
+def weights_name(number: int) -> str:
+    return f"{number:04d}.safetensors"
+
+
+def checkpoint_folder(folder: Path, number: int) -> Path:
+    return folder / "tune" / "checkpoints" / f"{number:04d}"
+
+
+def sync_models(trials: list[FrozenTrial], folder: Path) -> None:
+    """Weights for front members only, and no checkpoint of a finished trial.
+
+    Follows from the storage alone, so it can be run at any time and mends what a crash left half done.
+    """
+    models = folder / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    wanted = {weights_name(trial.number): trial.number for trial in front_of(trials)}
+    for name, number in wanted.items():
+        made = checkpoint_folder(folder, number) / "weights.safetensors"
+        if made.exists():
+            os.replace(made, models / name)
+    for path in models.glob("*.safetensors"):
+        if path.name not in wanted:
+            path.unlink()
+    for trial in trials:
+        if trial.state.is_finished():
+            shutil.rmtree(checkpoint_folder(folder, trial.number), ignore_errors=True)
+
+
+def write_tables(study: Study, folder: Path) -> None:
+    """trials.csv and front.csv, from the storage."""
+    trials = study.get_trials(deepcopy=False)
+    for name, frame in [("trials.csv", trials_frame(trials)), ("front.csv", front_frame(trials))]:
+        write_whole(folder / name, frame.to_csv(index=False).encode())
+
+
+def write_study_json(settings: StudySettings, folder: Path, ray_resources: dict[str, float]) -> None:
+    """Settings, versions and hardware; never a password."""
+    content = {
+        "settings": settings.model_dump(mode="json") | {"storage": redacted(settings.storage_url)},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "ray_resources": ray_resources},
+        "objective": "measured",
+    }
+    write_whole(folder / "study.json", (json.dumps(content, indent=2) + "\n").encode())

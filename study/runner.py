@@ -1,0 +1,209 @@
+"""Runs a study's trials through Ray Tune until enough have finished, the time is up or the user stops it."""
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+import optuna
+import ray
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+
+from study.progress import Progress
+from study.results import checkpoint_folder, short_name, sync_models, write_tables
+from study.search import StudySearch, n_finished, requeue_interrupted
+from study.settings import StudySettings
+from study.spaces import Space
+from trainables.errors import InputError
+from trainables.ray_trainable import RayTrial
+
+logger = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 200_000_000  # trials share no objects; Ray's default takes 30 % of the memory
+
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `signals_as_stop` decides what Ctrl-C does
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+class Stop(Exception):
+    """The run ends before its trials have; says why."""
+
+
+@contextmanager
+def cluster(settings: StudySettings) -> Iterator[dict[str, float]]:
+    """Ray on this machine or at `settings.address`; yields its resources.
+
+    Raises:
+        InputError: If nothing answers at the address, or one trial needs more than the cluster has.
+    """
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    local = {} if settings.address else {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": True}
+    try:
+        ray.init(address=settings.address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"address: {settings.address!r} given ({cause}); accepted: the address of a running Ray cluster"
+        ) from None
+    try:
+        resources = ray.cluster_resources()
+        for field, kind, needed in [
+            ("cpus_per_trial", "CPU", settings.cpus_per_trial),
+            ("gpus_per_trial", "GPU", gpus_per_trial(settings, resources)),
+        ]:
+            if needed > resources.get(kind, 0):
+                raise InputError(
+                    f"{field}: {needed} given; accepted: at most {resources.get(kind, 0):g}, all that Ray has"
+                )
+        yield resources
+    finally:
+        ray.shutdown()
+
+
+def gpus_per_trial(settings: StudySettings, resources: dict[str, float]) -> float:
+    if settings.gpus_per_trial is not None:
+        return settings.gpus_per_trial
+    return 1.0 if resources.get("GPU") else 0.0
+
+
+def n_concurrent(settings: StudySettings, resources: dict[str, float]) -> int:
+    """How many trials fit at once."""
+    gpus = gpus_per_trial(settings, resources)
+    fit = resources.get("CPU", 0) / settings.cpus_per_trial
+    if gpus:
+        fit = min(fit, resources["GPU"] / gpus)
+    return max(1, min(int(fit + 1e-9), settings.concurrent or int(fit + 1e-9)))
+
+
+@contextmanager
+def signals_as_stop(stop: "StopRequest") -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run between two of Tune's steps; a second Ctrl-C at once."""
+
+    def handle(number: int, frame: object) -> None:
+        if stop.reason:
+            raise KeyboardInterrupt
+        stop.reason = "interrupted"
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class StopRequest:
+    """Whether the run should end now, and why."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self.deadline = time.monotonic() + timeout if timeout else None
+        self.reason = ""
+
+    def check(self) -> None:
+        """Raises:
+        Stop: If it should.
+        """
+        if not self.reason and self.deadline and time.monotonic() > self.deadline:
+            self.reason = "timeout"
+        if self.reason:
+            raise Stop(self.reason)
+
+
+class Watch(tune.Callback):
+    """Carries Tune's events to the searcher and the display, and ends the run where that is safe."""
+
+    def __init__(self, search: StudySearch, stop: StopRequest, progress: Progress) -> None:
+        self.search, self.stop, self.progress = search, stop, progress
+        self.shown = 0.0
+
+    def on_step_begin(self, **info: object) -> None:
+        self.stop.check()
+        if self.search.problem:
+            raise self.search.problem
+        self.search.flush()
+        if time.monotonic() - self.shown > 1:
+            self.shown = time.monotonic()
+            self.progress.update(self.search.study.get_trials(deepcopy=False))
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
+        lines = str(trial.get_pickled_error() or "").strip().splitlines()
+        self.search.fail(trial.trial_id, f"machine: {lines[0] if lines else 'worker lost'}")
+
+
+def run(
+    study: optuna.Study, space: Space, settings: StudySettings, resources: dict[str, float], progress: Progress
+) -> str:
+    """Run trials until `settings.trials` have finished.
+
+    Returns:
+        "finished", "interrupted" or "timeout".
+
+    Raises:
+        InputError: If the space turned out to yield a configuration that is not accepted.
+        OSError: If the disk is full; the study can be continued after space was made.
+    """
+    folder = settings.folder.absolute()
+
+    def told(number: int) -> None:
+        trials = study.get_trials(deepcopy=False)
+        sync_models(trials, folder)
+        write_tables(study, folder)
+        progress.update(trials, ended=trials[number])
+
+    def worker_config(number: int) -> dict[str, object]:
+        return {
+            "data": settings.data.model_dump(),
+            "evaluation": settings.evaluation.model_dump(),
+            "folder": str(checkpoint_folder(folder, number)),
+            "threads": max(1, int(settings.cpus_per_trial)),
+        }
+
+    stop = StopRequest(settings.timeout)
+    search = StudySearch(study, space, settings, n_concurrent(settings, resources), worker_config, told)
+    tuner = tune.Tuner(
+        tune.with_resources(RayTrial, {"cpu": settings.cpus_per_trial, "gpu": gpus_per_trial(settings, resources)}),
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            num_samples=settings.trials - n_finished(study),
+            reuse_actors=True,
+            trial_name_creator=trial_name,
+            trial_dirname_creator=trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=datetime.now().strftime("run-%Y%m%d-%H%M%S"),
+            storage_path=str(folder / "tune"),
+            failure_config=tune.FailureConfig(max_failures=settings.retries),
+            callbacks=[Watch(search, stop, progress)],
+            verbose=0,
+        ),
+    )
+    try:
+        with signals_as_stop(stop):
+            tuner.fit()
+            search.flush()
+        if search.problem:
+            raise search.problem
+    except Stop as reason:
+        return str(reason)
+    finally:
+        search.flush()
+        requeue_interrupted(study)
+    return "finished"
+
+
+def trial_name(trial: TuneTrial) -> str:
+    """`0007_fixup_8-128`: Optuna's number, and the label or what the trial is."""
+    config = trial.config
+    name = (config["label"] or short_name(config["trial"])).replace("→", "-").replace(" ", "_")
+    return f"{config['number']:04d}_{name}".replace("/", "-")

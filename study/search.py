@@ -1,0 +1,229 @@
+"""Optuna proposals for Ray Tune, and what a trial's end means.
+
+Optuna's storage is the one truth. A trial there is
+RUNNING while a worker trains it, COMPLETE when its whole schedule ran, FAIL with a `reason` when it
+did not, and WAITING when it was interrupted: the next `ask` hands it out again under its number, with
+its parameters, and the worker goes on from the checkpoint of that number.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+from sqlalchemy.exc import SQLAlchemyError
+
+from study.settings import StudySettings
+from study.spaces import Space, configure, refuse_incomplete
+from study.storage import OBJECTIVES
+from trainables.config import TrialConfig
+
+logger = logging.getLogger(__name__)
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+CURVE = (
+    "epoch",
+    "train_seconds",
+    "clean_accuracy",
+    "adversarial_accuracy",
+    "n_examples",
+    "train_loss",
+    "batch_size",
+    "lr",
+)
+
+SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
+    # Half of a short study would otherwise be spent on random start-up proposals.
+    "tpe": lambda seed, n_trials: TPESampler(seed=seed, n_startup_trials=min(10, n_trials // 2), constant_liar=True),
+    "nsga2": lambda seed, n_trials: NSGAIISampler(seed=seed, population_size=max(4, min(50, n_trials // 4))),
+    "gp": lambda seed, n_trials: GPSampler(seed=seed, n_startup_trials=min(10, n_trials // 2)),
+    "random": lambda seed, n_trials: RandomSampler(seed=seed),
+}
+
+
+def make_sampler(settings: StudySettings, n_existing: int) -> BaseSampler:
+    """The sampler, seeded by the study and how far it has come, so that a restart does not repeat proposals."""
+    return SAMPLERS[settings.sampler]((settings.seed * 1_000_003 + n_existing) % 2**32, settings.trials)
+
+
+def enqueue_baselines(study: Study, space: Space) -> None:
+    """The published configurations first, once, however often the study is started."""
+    known = {trial.user_attrs.get("label") for trial in study.get_trials(deepcopy=False)}
+    for label, params in space.baselines.items():
+        if label not in known:
+            study.enqueue_trial(params, user_attrs={"label": label})
+
+
+def requeue_interrupted(study: Study) -> int:
+    """RUNNING to WAITING, for when no worker is left; returns how many trials that were."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    for trial in running:
+        study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+    return len(running)
+
+
+def n_finished(study: Study) -> int:
+    return len(study.get_trials(deepcopy=False, states=FINISHED))
+
+
+def outcome(result: dict[str, object], epochs: int) -> tuple[TrialState | None, list[float] | None, str]:
+    """What a trial's last report means: its state, objective values and reason.
+
+    State None is for a trial that was cut off without an end of its own: it can be resumed.
+    """
+    if "failure" in result:
+        return TrialState.FAIL, None, str(result["failure"])
+    if result.get("epoch", 0) < epochs:
+        return None, None, "interrupted"
+    values = [result.get(name) for name in OBJECTIVES]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        return TrialState.FAIL, None, f"objective is not finite: {dict(zip(OBJECTIVES, values, strict=True))}"
+    return TrialState.COMPLETE, [float(value) for value in values], "finished"
+
+
+class StudySearch(Searcher):
+    """A Ray Tune Searcher that asks and tells an Optuna study.
+
+    Args:
+        study: With its sampler; the caller holds the study's lock.
+        space: What may vary.
+        settings: Of the study.
+        n_concurrent: Trials that may run at once.
+        worker_config: What each trial's worker is told besides its number and configuration.
+        on_told: Called with the trial's number after its end is in the storage.
+
+    An exception in a hook would make Tune retry a finished trial, so hooks keep it in `problem`, for
+    the runner to raise where Tune lets it through. An end that the storage did not take (locked, no
+    room) stays in a queue that `flush` empties.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        space: Space,
+        settings: StudySettings,
+        n_concurrent: int,
+        worker_config: Callable[[int], dict[str, object]],
+        on_told: Callable[[int], None],
+    ) -> None:
+        super().__init__()
+        self.study, self.space, self.settings = study, space, settings
+        self.n_concurrent, self.worker_config, self.on_told = n_concurrent, worker_config, on_told
+        self.running: dict[str, optuna.Trial] = {}  # by Tune's trial id
+        self.configs: dict[str, TrialConfig] = {}
+        self.curves: dict[str, list[dict[str, object]]] = {}
+        self.untold: list[tuple[optuna.Trial, TrialState, list[float] | None, dict[str, object]]] = []
+        self.problem: Exception | None = None
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: object) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, object] | None:
+        if self.problem or len(self.running) >= self.n_concurrent:
+            return None
+        try:
+            return self._ask(trial_id)
+        except Exception as error:
+            self.problem = error
+            return None
+
+    def _ask(self, trial_id: str) -> dict[str, object]:
+        trial = self.study.ask()
+        config = configure(self.space, self.settings, trial)
+        label = trial.user_attrs.get("label")
+        if label in self.space.baselines:
+            refuse_incomplete(self.space, label, trial.params)
+        trial.set_user_attr("config", config.model_dump(mode="json"))
+        trial.set_user_attr("tune_trial_id", trial_id)
+        self.running[trial_id], self.configs[trial_id] = trial, config
+        self.curves[trial_id] = list(trial.user_attrs.get("curve", []))
+        return {
+            "number": trial.number,
+            "label": label or "",
+            "trial": config.model_dump(mode="json"),
+            **self.worker_config(trial.number),
+        }
+
+    def on_trial_result(self, trial_id: str, result: dict[str, object]) -> None:
+        try:
+            self._record(trial_id, result)
+        except (SQLAlchemyError, StorageInternalError) as error:
+            logger.warning("curve of trial %s is stored later: %s", self.running[trial_id].number, error)
+        except Exception as error:
+            self.problem = error
+
+    def _record(self, trial_id: str, result: dict[str, object]) -> None:
+        trial = self.running[trial_id]
+        self._extend_curve(trial_id, result)
+        trial.set_user_attr("node", result.get("hostname", ""))
+        trial.set_user_attr("curve", self.curves[trial_id])
+
+    def _extend_curve(self, trial_id: str, result: dict[str, object]) -> None:
+        """Rows of epochs before the one reported, then its own: a resumed trial may repeat an epoch."""
+        if "epoch" in result:
+            row = {name: result[name] for name in CURVE}
+            self.curves[trial_id] = [old for old in self.curves[trial_id] if old["epoch"] < row["epoch"]] + [row]
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        if error or trial_id not in self.running:
+            return  # the runner calls `fail` with the reason, which Tune does not pass here
+        state, values, reason = outcome(result or {}, self.configs[trial_id].epochs)
+        if (result or {}).get("full_disk"):
+            self.problem = OSError(f"no room on disk: trial {self.running[trial_id].number}: {reason}")
+            state = None
+        self._end(trial_id, state, values, reason, result or {})
+
+    def fail(self, trial_id: str, reason: str) -> None:
+        """The machine failed this trial more often than it may be retried."""
+        self._end(trial_id, TrialState.FAIL, None, reason, {})
+
+    def _end(
+        self,
+        trial_id: str,
+        state: TrialState | None,
+        values: list[float] | None,
+        reason: str,
+        result: dict[str, object],
+    ) -> None:
+        trial = self.running.pop(trial_id)
+        self._extend_curve(trial_id, result)
+        curve = self.curves.pop(trial_id)
+        del self.configs[trial_id]
+        if state is None:
+            return  # stays RUNNING until the runner requeues it
+        attrs: dict[str, object] = {"reason": reason, "curve": curve, "node": result.get("hostname", "")}
+        if state is TrialState.COMPLETE:
+            attrs |= {name: result[name] for name in ("clean_accuracy", "n_examples")}
+            attrs["measured_seconds"] = result["train_seconds"]
+        self.untold.append((trial, state, values, attrs))
+        self.flush()
+
+    def flush(self) -> None:
+        """Tell Optuna the ends that it does not know yet, in order; what the storage refuses is kept for later."""
+        try:
+            while self.untold:
+                trial, state, values, attrs = self.untold[0]
+                for name, value in attrs.items():
+                    trial.set_user_attr(name, value)
+                self.study.tell(trial, values, state=state)
+                self.untold.pop(0)
+                self.on_told(trial.number)
+        except (SQLAlchemyError, StorageInternalError) as error:
+            logger.warning("%d ends are stored later: %s", len(self.untold), error)
+        except Exception as error:
+            self.problem = error
+
+    # Tune pickles its searcher into snapshots. The storage is the truth, so there is nothing to keep.
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a study continues from its storage, not from Tune's snapshot")
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}

@@ -1,0 +1,120 @@
+"""What one study is: validated, without Ray, Optuna or torch."""
+
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+
+from trainables.config import DataConfig, DatasetName, EvalConfig, Frozen, one_line, six_n_plus_two
+from trainables.errors import InputError, nearest
+
+Sampler = Literal["tpe", "nsga2", "gp", "random"]
+
+# What may differ when a study is continued; all else is the study's identity.
+RUN_SETTINGS = {"trials", "timeout", "sampler", "retries", "storage", "results_dir", "address"}
+RUN_SETTINGS |= {"concurrent", "cpus_per_trial", "gpus_per_trial"}
+
+
+class StudySettings(Frozen):
+    """Options of `python -m study.pareto`, under the same names."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    space: str = "quickstart"
+    trials: Annotated[int, Field(ge=1, le=1_000_000)] = 16
+    timeout: PositiveFloat | None = None  # seconds
+    dataset: DatasetName = "digits"
+    data_dir: str | None = None
+    depth: int | None = None  # None: the space's own
+    eps: Annotated[float, Field(ge=0, le=1)] = 8 / 255  # l-inf radius, pixel units
+    attack_steps: Annotated[int, Field(ge=1, le=10_000)] = 10
+    eval_examples: PositiveInt = 1000
+    sampler: Sampler = "tpe"
+    seed: Annotated[int, Field(ge=0, lt=2**31 - 1_000_000)] = 0
+    retries: Annotated[int, Field(ge=0, le=1000)] = 3
+    cpus_per_trial: Annotated[float, Field(gt=0, le=1024)] = 1.0
+    gpus_per_trial: Annotated[float, Field(ge=0, le=64)] | None = None  # None: 1 where there are GPUs
+    concurrent: PositiveInt | None = None  # None: as many as fit
+    storage: str | None = None  # None: SQLite in the results folder
+    results_dir: str = "results"
+    address: str | None = None  # None: Ray on this machine
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.results_dir) / self.name
+
+    @property
+    def storage_url(self) -> str:
+        return self.storage or f"sqlite:///{self.folder / 'study.db'}"
+
+    @property
+    def data(self) -> DataConfig:
+        data_dir = self.data_dir and os.path.abspath(self.data_dir)
+        return DataConfig(name=self.dataset, data_dir=data_dir)
+
+    @property
+    def evaluation(self) -> EvalConfig:
+        return EvalConfig(
+            eps=self.eps,
+            attack_steps=self.attack_steps,
+            examples=self.eval_examples,
+            curve_examples=max(1, self.eval_examples // 4),
+        )
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """The settings that must stay the same while a study goes on."""
+        return self.model_dump(mode="json", exclude=RUN_SETTINGS)
+
+
+def from_layers(
+    given: dict[str, object], stored: dict[str, object] | None, defaults: dict[str, object]
+) -> StudySettings:
+    """What the user gave, over what the study was made with, over the space's defaults.
+
+    Raises:
+        InputError: If a value is not accepted, or differs from the study's own.
+    """
+    unknown = set(defaults) - set(StudySettings.model_fields)
+    if unknown:
+        raise InputError(f"DEFAULTS: {nearest(min(unknown), StudySettings.model_fields)}")
+    try:
+        settings = StudySettings(**{**defaults, **(stored or {}), **given})
+        if settings.depth is not None:
+            six_n_plus_two(settings.depth)
+    except ValidationError as error:
+        raise InputError(one_line(error)) from None
+    except ValueError as error:
+        raise InputError(f"depth: {error}") from None
+    if stored is not None:
+        refuse_differences(settings, stored)
+    return settings
+
+
+def refuse_differences(settings: StudySettings, stored: dict[str, object]) -> None:
+    """Raises:
+    InputError: If the study was made with other settings; names each, both values.
+    """
+    differing = [
+        f"{field} {value!r} (the study has {stored[field]!r})"
+        for field, value in settings.identity.items()
+        if field in stored and value != stored[field]
+    ]
+    if differing:
+        raise InputError(
+            f"name: {settings.name!r} holds a study with other settings: {', '.join(differing)}; "
+            "accepted: the same settings, or a new --name"
+        )
+
+
+def fraction(text: str) -> float:
+    """`0.1` or `8/255` as a number.
+
+    Raises:
+        ValueError: If `text` is neither.
+    """
+    try:
+        return float(Fraction(text)) if "/" in text else float(text)
+    except ZeroDivisionError:
+        raise ValueError(text) from None

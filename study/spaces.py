@@ -1,0 +1,146 @@
+"""Search spaces: found by name or path, tried out before a study starts, turned into trial configurations."""
+
+import importlib.util
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import optuna
+
+import search_spaces
+from study.settings import StudySettings
+from trainables.config import TrialConfig, trial_config
+from trainables.errors import InputError, nearest
+
+N_TRIED = 50  # random draws from a space before a study starts
+
+
+@dataclass(frozen=True)
+class Space:
+    """One file of search_spaces/, or the user's own of the same shape."""
+
+    path: Path
+    function: Callable[[optuna.Trial], dict[str, object]]
+    baselines: dict[str, dict[str, object]]
+    defaults: dict[str, object]
+
+
+def names() -> list[str]:
+    """The spaces that come with the project."""
+    folder = Path(search_spaces.__file__).parent
+    return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+
+
+def load(name_or_path: str) -> Space:
+    """Raises:
+    InputError: If there is no such space, or its file raises or lacks `space`.
+    """
+    if name_or_path in names():
+        path = Path(search_spaces.__file__).parent / f"{name_or_path}.py"
+    elif name_or_path.endswith(".py"):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise InputError(f"space: {name_or_path!r} given, no such file; accepted: a Python file or a space's name")
+    else:
+        raise InputError(f"space: {nearest(name_or_path, names())}, or a path to a Python file")
+    module = _execute(path)
+    function = getattr(module, "space", None)
+    if not callable(function):
+        raise InputError(f"space: {path} has no function `space`; accepted: a file with space(trial) -> dict")
+    baselines, defaults = getattr(module, "BASELINES", {}), getattr(module, "DEFAULTS", {})
+    for field, value in [("BASELINES", baselines), ("DEFAULTS", defaults)]:
+        if not isinstance(value, dict):
+            raise InputError(f"{field}: {type(value).__name__} given in {path}; accepted: a dict")
+    for label, params in baselines.items():
+        if not isinstance(params, dict):
+            raise InputError(
+                f"BASELINES: {label!r} is {type(params).__name__} in {path}; accepted: a dict of parameters"
+            )
+    return Space(path, function, baselines, defaults)
+
+
+def _execute(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"space_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise _users_line(path, error) from None
+    return module
+
+
+def _users_line(path: Path, error: Exception) -> InputError:
+    """The user's own line that raised, in one line."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        return InputError(f"space: {path}:{error.lineno}: SyntaxError: {error.msg}: {(error.text or '').strip()}")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    place = f"{path}:{frames[-1].lineno}: " if frames else f"{path}: "
+    source = f" in `{frames[-1].line}`" if frames and frames[-1].line else ""
+    message = (str(error).strip() or "no message").splitlines()[0]
+    return InputError(f"space: {place}{type(error).__name__}: {message}{source}")
+
+
+def configure(space: Space, settings: StudySettings, trial: optuna.Trial) -> TrialConfig:
+    """The trial's configuration: what the space suggests and returns, and what the study settles.
+
+    Raises:
+        InputError: If the space raises, or suggests or returns what TrialConfig does not accept.
+    """
+    try:
+        constants = space.function(trial)
+    except InputError:
+        raise
+    except Exception as error:
+        raise _users_line(space.path, error) from None
+    if not isinstance(constants, dict | None):
+        raise InputError(f"space: {space.path} returned {type(constants).__name__}; accepted: a dict of constants")
+    constants = dict(constants or {})
+    for field, value in [("depth", settings.depth), ("seed", settings.seed + trial.number)]:
+        if field in trial.params and value is not None:
+            raise InputError(f"{field}: suggested by {space.path}; accepted: a value of the study (--{field})")
+        if value is not None:
+            constants[field] = value
+    if "eps" not in trial.params:
+        constants.setdefault("eps", settings.eps)
+    twice = sorted(set(constants) & set(trial.params))
+    if twice:
+        raise InputError(f"{twice[0]}: both suggested and returned by {space.path}; accepted: one of the two")
+    return trial_config(constants | trial.params)
+
+
+def try_out(space: Space, settings: StudySettings, n_train: int) -> None:
+    """Draw every published configuration and some random ones, so that a mistake shows before anything is written.
+
+    Raises:
+        InputError: If a configuration is not accepted, a published one is incomplete, or a batch
+            is larger than the training set.
+    """
+    study = optuna.create_study(
+        directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed=settings.seed)
+    )
+    for params in space.baselines.values():
+        study.enqueue_trial(params)
+    for label in [*space.baselines, *[None] * N_TRIED]:
+        trial = study.ask()
+        config = configure(space, settings, trial)
+        if label is not None:
+            refuse_incomplete(space, label, trial.params)
+        if config.batch_size_schedule.largest > n_train:
+            raise InputError(
+                f"batch_size_schedule: {config.batch_size_schedule.largest} images in a batch given"
+                f"{f' by {label!r}' if label else ''}; accepted: at most the training set ({n_train})"
+            )
+
+
+def refuse_incomplete(space: Space, label: str, suggested: dict[str, object]) -> None:
+    """Optuna samples what a starting configuration leaves out, silently; here it is a mistake.
+
+    Raises:
+        InputError: If the published configuration lacks a parameter, or has one the space never suggests.
+    """
+    given = space.baselines[label]
+    for field in sorted(set(suggested) ^ set(given)):
+        what = "missing" if field in suggested else "never suggested"
+        raise InputError(f"BASELINES: {label!r}: {field} {what} in {space.path}; accepted: {', '.join(suggested)}")

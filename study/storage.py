@@ -1,0 +1,46 @@
+"""URL in, Optuna storage out."""
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from trainables.errors import InputError
+
+OBJECTIVES = ["adversarial_accuracy", "train_seconds"]
+DIRECTIONS = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
+
+SQLITE_TIMEOUT = 60  # seconds a writer waits for a locked file; the default of 5 s loses results
+
+
+def redacted(url: str) -> str:
+    """The URL without its password, for files and messages."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return "(not a URL)"
+
+
+def from_url(url: str) -> RDBStorage:
+    """Raises:
+    InputError: If the URL is malformed, its driver is missing, or nothing answers there.
+    """
+    try:
+        connect_args = {"timeout": SQLITE_TIMEOUT} if make_url(url).drivername.startswith("sqlite") else {}
+        return RDBStorage(url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True})
+    except (ArgumentError, NoSuchModuleError, SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
+        cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise InputError(
+            f"storage: {redacted(url)} given ({cause}); accepted: a database URL that answers, "
+            "e.g. sqlite:///study.db or postgresql://user@host/name"
+        ) from None
+
+
+def open_study(storage: RDBStorage, name: str, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
+    """The study `name`, made where it does not exist."""
+    study = optuna.create_study(
+        storage=storage, study_name=name, directions=DIRECTIONS, sampler=sampler, load_if_exists=True
+    )
+    study.set_metric_names(OBJECTIVES)
+    return study

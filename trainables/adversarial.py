@@ -1,0 +1,165 @@
+"""What one training step is under each recipe.
+
+Attacks run in the mode that the model trains in, as in the authors' code: running statistics then
+see adversarial images too, every iterate of them. TRADES alone attacks in eval mode.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainables.attacks import (
+    Attack,
+    ascend,
+    climb,
+    default_step_size,
+    evaluating,
+    project,
+    random_start,
+    summed_cross_entropy,
+)
+from trainables.config import TrialConfig
+from trainables.engine import train_step, update
+
+# model, optimizer, images (N, C, H, W) in [0, 1], labels (N,) -> mean loss, detached
+Step = Callable[[nn.Module, Optimizer, Tensor, Tensor], Tensor]
+
+
+def natural(config: TrialConfig, generator: torch.Generator) -> Step:
+    """Trains on the images as they are."""
+    return against(lambda model, x, y: x)
+
+
+def pgd(config: TrialConfig, generator: torch.Generator) -> Step:
+    """Trains on the last iterate of PGD from a uniform start; steps of 2.5·eps/pgd_steps unless given.
+
+    Source: Madry et al. 2018, arXiv:1706.06083; the step size is that of its section 5, which fits any eps and steps.
+    """
+    step_size = config.step_size or default_step_size(config.eps, config.pgd_steps)
+    return against(last_iterate(config.eps, config.pgd_steps, step_size, generator))
+
+
+def fgsm(config: TrialConfig, generator: torch.Generator) -> Step:
+    """Trains on one long step from a uniform start (FGSM-RS), of 1.25·eps unless given.
+
+    Source: Wong, Rice, Kolter 2020, Fast is better than free, arXiv:2001.03994.
+    """
+    return against(last_iterate(config.eps, 1, config.step_size or 1.25 * config.eps, generator))
+
+
+def free(config: TrialConfig, generator: torch.Generator) -> Step:
+    """Trains `free_replays` times on each batch, its perturbation moving on; see `FreeStep`."""
+    return FreeStep(config.eps, config.step_size or config.eps, config.free_replays)
+
+
+class FreeStep:
+    """Free adversarial training: each backward pass serves the weights and the perturbation alike.
+
+    The perturbation starts at zero and is carried from batch to batch, so a step belongs to one
+    pass over the data. It changes in place; a smaller last batch uses its first rows.
+
+    Source: Shafahi et al. 2019, Adversarial Training for Free!, arXiv:1904.12843, algorithm 1.
+    """
+
+    def __init__(self, eps: float, step_size: float, replays: int) -> None:
+        self.eps, self.step_size, self.replays = eps, step_size, replays
+        self.delta: Tensor | None = None  # (N, C, H, W) of the largest batch so far
+
+    def __call__(self, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Tensor:
+        """`free_replays` updates on one batch; returns their mean loss."""
+        if self.delta is None or len(self.delta) < len(x):
+            self.delta = torch.zeros_like(x)
+        carried = self.delta[: len(x)]
+        delta, losses = project(carried, x, self.eps, "linf"), []
+        for _ in range(self.replays):
+            # A leaf that asks for its gradient: train_step's one backward pass fills it beside the weights'.
+            images = (x + delta).requires_grad_()
+            losses.append(train_step(model, optimizer, given(images), x, y))
+            delta = ascend(delta, images.grad, x, eps=self.eps, step_size=self.step_size, norm="linf")
+        carried.copy_(delta)
+        return torch.stack(losses).mean()
+
+
+def trades(config: TrialConfig, generator: torch.Generator) -> Step:
+    """Trains on CE(clean) + trades_beta · KL(clean || adversarial).
+
+    The attack climbs the KL divergence from x + 0.001·normal noise for `pgd_steps` steps, of
+    2.5·eps/pgd_steps unless given: 0.00775 for the authors' eps 0.031 and 10 steps, where they took 0.007.
+
+    Source: Zhang et al. 2019, arXiv:1901.08573, and the authors' code, which attacks in eval mode.
+    """
+    step_size = config.step_size or default_step_size(config.eps, config.pgd_steps)
+
+    def step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Tensor:
+        start = 0.001 * torch.empty_like(x).normal_(generator=generator)
+        with evaluating(model):
+            with torch.no_grad():
+                clean = model(x)
+            delta = climb(
+                model,
+                x,
+                start,
+                lambda logits: divergence(clean, logits, "sum"),
+                eps=config.eps,
+                steps=config.pgd_steps,
+                step_size=step_size,
+            )
+        logits = model(x)
+        robustness = divergence(logits, model(x + delta), "batchmean")
+        return update(optimizer, F.cross_entropy(logits, y) + config.trades_beta * robustness)
+
+    return step
+
+
+def divergence(clean: Tensor, adversarial: Tensor, reduction: str) -> Tensor:
+    """KL(clean || adversarial) of two (N, K) logits; `batchmean` divides the sum by N."""
+    return F.kl_div(F.log_softmax(adversarial, 1), F.log_softmax(clean, 1), reduction=reduction, log_target=True)
+
+
+def against(attack: Attack) -> Step:
+    """The step that trains on what `attack` finds."""
+
+    def step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Tensor:
+        return train_step(model, optimizer, attack, x, y)
+
+    return step
+
+
+def given(images: Tensor) -> Attack:
+    """The attack whose images are known already."""
+    return lambda model, x, y: images
+
+
+def last_iterate(eps: float, steps: int, step_size: float, generator: torch.Generator) -> Attack:
+    """Ascent from a uniform start within l-inf radius `eps`, taken where it ends, whether that fools the model or not.
+
+    Evaluation's `pgd` would look at one more prediction to choose between iterates.
+    """
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        start = random_start(x, eps, "linf", generator)
+        return x + climb(model, x, start, summed_cross_entropy(y), eps=eps, steps=steps, step_size=step_size)
+
+    return attack
+
+
+RECIPES: dict[str, Callable[[TrialConfig, torch.Generator], Step]] = {
+    "natural": natural,
+    "pgd": pgd,
+    "fgsm": fgsm,
+    "free": free,
+    "trades": trades,
+}
+
+
+def step(config: TrialConfig, generator: torch.Generator) -> Step:
+    """The training step of `config.training`, for one pass over the data.
+
+    Args:
+        config: Names the recipe and its eps, steps and step size.
+        generator: On the images' device; draws the random starts.
+    """
+    return RECIPES[config.training](config, generator)

@@ -1,0 +1,221 @@
+"""What one trial is: validated, frozen, without torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, PositiveInt, ValidationError, model_validator
+
+from trainables.errors import InputError, nearest
+
+Norm = Literal["batchnorm", "robustnorm", "groupnorm", "fixup"]
+EvalStatistics = Literal["population", "batch"]
+LrSchedule = Literal["constant", "multistep", "cosine", "onecycle", "exponential", "accelat"]
+DatasetName = Literal["digits", "cifar10", "cifar100", "svhn", "imagefolder"]
+Training = Literal["natural", "pgd", "fgsm", "free", "trades"]
+
+BatchSize = Annotated[int, Field(ge=1, le=65536)]
+Eps = Annotated[float, Field(ge=0, le=1)]  # radius in pixel units, images in [0, 1]
+
+
+class Frozen(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """Base of every configuration: immutable, no unknown fields, finite numbers."""
+
+
+class ConstantBatch(Frozen):
+    """The same batch size in every epoch."""
+
+    kind: Literal["constant"] = "constant"
+    size: BatchSize
+
+    @property
+    def largest(self) -> int:
+        return self.size
+
+
+class Growth(Frozen):
+    """What the growing schedules share: from `first` up to `last`."""
+
+    first: BatchSize
+    last: BatchSize
+
+    @model_validator(mode="after")
+    def grows(self) -> "Growth":
+        if self.last < self.first:
+            raise ValueError(f"last: {self.last} given; accepted: at least first ({self.first})")
+        return self
+
+    @property
+    def largest(self) -> int:
+        return self.last
+
+
+class GeometricBatch(Growth):
+    """Grows by `factor` in equal stages, e.g. 8, 16, 32, 64, 128 (Sasongko et al. 2021)."""
+
+    kind: Literal["geometric"] = "geometric"
+    factor: Annotated[int, Field(ge=2, le=64)] = 2
+
+
+class LinearBatch(Growth):
+    """Grows by the same amount each epoch, from `first` in the first to `last` in the last."""
+
+    kind: Literal["linear"] = "linear"
+
+
+class MilestoneBatch(Frozen):
+    """`sizes[i]` holds until epoch `milestones[i]` (0-based), the last size to the end."""
+
+    kind: Literal["milestones"] = "milestones"
+    sizes: Annotated[tuple[BatchSize, ...], Field(min_length=1)]
+    milestones: tuple[PositiveInt, ...]
+
+    @model_validator(mode="after")
+    def one_milestone_between_sizes(self) -> "MilestoneBatch":
+        if len(self.milestones) != len(self.sizes) - 1:
+            raise ValueError(
+                f"milestones: {len(self.milestones)} given; accepted: one fewer than sizes ({len(self.sizes) - 1})"
+            )
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones: {list(self.milestones)} given; accepted: strictly increasing epochs")
+        return self
+
+    @property
+    def largest(self) -> int:
+        return max(self.sizes)
+
+
+class PlateauBatch(Growth):
+    """Grows by `factor` when validation accuracy has not risen by `min_gain` for `patience` epochs."""
+
+    kind: Literal["plateau"] = "plateau"
+    factor: Annotated[int, Field(ge=2, le=64)] = 2
+    patience: PositiveInt = 2
+    min_gain: Annotated[float, Field(ge=0, le=1)] = 0.005
+
+
+BatchSizeSchedule = Annotated[
+    ConstantBatch | GeometricBatch | LinearBatch | MilestoneBatch | PlateauBatch, Field(discriminator="kind")
+]
+
+
+def six_n_plus_two(depth: int) -> int:
+    """Depth of a CIFAR-style residual network: three stages of n blocks of two layers, and two more."""
+    if depth < 8 or (depth - 2) % 6:
+        below = max(8, depth - (depth - 2) % 6)
+        raise ValueError(f"{depth} given; accepted: 6n+2, e.g. {below} or {below + 6}")
+    return depth
+
+
+class TrialConfig(Frozen):
+    """One training run.
+
+    `eps`, `pgd_steps`, `step_size`, `free_replays` and `trades_beta` belong to adversarial
+    training and are read only by the training modes that need them; evaluation has its own.
+    """
+
+    depth: Annotated[int, Field(le=1202), AfterValidator(six_n_plus_two)] = 56
+    norm: Norm = "batchnorm"
+    eval_statistics: EvalStatistics = "population"
+    batch_size_schedule: BatchSizeSchedule = ConstantBatch(size=128)
+    lr_batch_ratio: Annotated[float, Field(gt=0, le=1)] = 0.1 / 128
+    lr_follows_batch: bool = True
+    lr_schedule: LrSchedule = "constant"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 5e-4
+    epochs: Annotated[int, Field(ge=1, le=10000)] = 10
+    training: Training = "natural"
+    eps: Eps = 8 / 255
+    pgd_steps: Annotated[int, Field(ge=1, le=1000)] = 7
+    step_size: Annotated[float, Field(gt=0, le=1)] | None = None  # pixel units; None: the recipe's own
+    free_replays: Annotated[int, Field(ge=1, le=100)] = 4
+    trades_beta: Annotated[float, Field(ge=0, le=1000)] = 6.0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="after")
+    def consistent(self) -> "TrialConfig":
+        if self.eval_statistics == "batch" and self.norm not in ("batchnorm", "robustnorm"):
+            raise ValueError(
+                f"eval_statistics: 'batch' given with norm {self.norm!r}; accepted: 'population', "
+                "or norm 'batchnorm' or 'robustnorm'"
+            )
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov: True given with momentum 0; accepted: False, or momentum above 0")
+        return self
+
+
+class DataConfig(Frozen):
+    """Which images, and how the training set is split into train and validation."""
+
+    name: DatasetName = "digits"
+    data_dir: str | None = None
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    split_seed: int = 0
+
+
+class EvalConfig(Frozen):
+    """How a trial is judged: PGD (Madry et al. 2018) on validation images.
+
+    `examples` are attacked at the end of the trial, `curve_examples` after each epoch before it.
+    """
+
+    eps: Eps = 8 / 255
+    attack_steps: Annotated[int, Field(ge=1, le=10000)] = 10
+    examples: PositiveInt = 1000
+    curve_examples: PositiveInt = 250
+
+
+def nest(params: dict[str, object]) -> dict[str, object]:
+    """Dotted names to nested dicts: `{"a.b": 1}` to `{"a": {"b": 1}}`."""
+    nested: dict[str, object] = {}
+    for name, value in params.items():
+        *parents, leaf = name.split(".")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise InputError(f"{name}: given beside {parent}; accepted: one of the two")
+        if leaf in node:
+            raise InputError(f"{name}: given twice; accepted: one value")
+        node[leaf] = value
+    return nested
+
+
+def one_line(error: ValidationError) -> str:
+    """The first mistake pydantic found: field, value given, values accepted."""
+    first = error.errors()[0]
+    kind, given, context = first["type"], first["input"], first.get("ctx", {})
+    field = ".".join(str(part) for part in first["loc"] if part not in BATCH_KINDS)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if kind == "extra_forbidden":
+        name = str(first["loc"][-1])
+        known = MODEL_FIELDS.get(error.title, ())
+        nested = len([part for part in first["loc"] if part not in BATCH_KINDS]) > 1
+        return f"{field}: unknown field" + ("" if nested else " " + nearest(name, known)) + more
+    if kind == "literal_error":
+        accepted = [name.strip("' ") for name in context["expected"].replace(" or ", ", ").split(",")]
+        return f"{field}: {nearest(given, accepted)}{more}"
+    if kind == "union_tag_invalid":
+        return f"{field}.kind: {nearest(context['tag'], BATCH_KINDS)}{more}"
+    if kind == "value_error":
+        message = str(context["error"])
+        return (f"{field}: {message}" if field and not message.startswith(field) else message) + more
+    if kind == "missing":
+        return f"{field}: nothing given; accepted: a value{more}"
+    accepted = first["msg"].removeprefix("Input should be ")
+    return f"{field}: {given!r} given; accepted: {accepted}{more}"
+
+
+BATCH_KINDS = ("constant", "geometric", "linear", "milestones", "plateau")
+MODEL_FIELDS = {model.__name__: tuple(model.model_fields) for model in (TrialConfig, DataConfig, EvalConfig)}
+
+
+def trial_config(params: dict[str, object]) -> TrialConfig:
+    """TrialConfig from suggested and constant parameters, dotted names nested.
+
+    Raises:
+        InputError: One line that names the field, what was given and what is accepted.
+    """
+    try:
+        return TrialConfig(**nest(params))
+    except ValidationError as error:
+        raise InputError(one_line(error)) from None

@@ -1,0 +1,19 @@
+"""The one kind of error that is the user's to mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used.
+
+    The message is one line: the field, what was given, what is accepted.
+    """
+
+
+def nearest(value: str, accepted: Iterable[str]) -> str:
+    """`value` quoted, the nearest accepted name where one is near, and all accepted names."""
+    names = sorted(accepted)
+    close = difflib.get_close_matches(str(value), names, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{value!r}{hint}; accepted: {', '.join(names)}"

@@ -1,0 +1,97 @@
+"""A tune.Trainable around trial.py: one `step` is one epoch."""
+
+import errno
+import functools
+import logging
+from pathlib import Path
+
+import torch
+from ray import tune
+
+from trainables import data
+from trainables.checkpoints import CheckpointFolder
+from trainables.config import DataConfig, EvalConfig, TrialConfig
+from trainables.trial import Diverged, Trial
+
+logger = logging.getLogger(__name__)
+
+
+class RayTrial(tune.Trainable):
+    """Runs one trial; an actor runs many, one after the other.
+
+    Its config has `number` (Optuna's), `trial`, `data` and `evaluation` (fields of TrialConfig,
+    DataConfig, EvalConfig), `folder` (the trial's checkpoint folder) and `threads`.
+
+    The trial's own failures (diverged, out of memory, an exception) end it with a last result that
+    says `failure`, so that Tune does not retry them. What the machine does (a killed process, a
+    lost node) reaches Tune as an error; the retried trial goes on from its checkpoint.
+    """
+
+    def setup(self, config: dict) -> None:
+        # Recovery may start two actors for one trial, so nothing is touched before the first step.
+        self.trial = None
+
+    def reset_config(self, new_config: dict) -> bool:
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, object]:
+        try:
+            if self.trial is None:
+                self._open()
+            row = self.trial.curve[-1] if self.trial.done else self._train_epoch()
+        except Exception as error:
+            reason, full_disk = failure(error)
+            logger.exception("trial %s failed: %s", self.config["number"], reason)
+            self.trial = None
+            return {"done": True, "failure": reason, "full_disk": full_disk}
+        return {**row, "done": self.trial.done}
+
+    def _open(self) -> None:
+        config = self.config
+        torch.set_num_threads(config["threads"])
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        folder = CheckpointFolder(Path(config["folder"]))
+        trial = Trial(
+            TrialConfig(**config["trial"]),
+            load_dataset(DataConfig(**config["data"]), str(device)),
+            EvalConfig(**config["evaluation"]),
+            device,
+        )
+        state = folder.load(device)
+        if state is not None:
+            trial.load_state_dict(state)
+        if not trial.done:
+            trial.warm_up()
+        self.trial, self.folder = trial, folder
+
+    def _train_epoch(self) -> dict[str, float]:
+        row = self.trial.train_epoch()
+        if self.trial.done:
+            self.folder.require_ownership()
+            self.trial.save_weights(self.folder.weights_file)
+        self.folder.save(self.trial.state_dict())
+        return row
+
+
+def failure(error: Exception) -> tuple[str, bool]:
+    """Why the trial ended, in one line, and whether a full disk was the cause."""
+    message = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    if isinstance(error, Diverged):
+        return f"diverged: {message}", False
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        return f"out of memory: {message}", False
+    full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{type(error).__name__}: {message}", full_disk
+
+
+@functools.lru_cache(maxsize=1)
+def load_dataset(config: DataConfig, device: str) -> data.Dataset:
+    """The data set on the device, kept from trial to trial."""
+    return data.load(
+        config.name,
+        config.data_dir,
+        validation_fraction=config.validation_fraction,
+        split_seed=config.split_seed,
+        device=device,
+    )

@@ -1,0 +1,220 @@
+"""One trial: build, train epoch by epoch, evaluate, save, load."""
+
+import copy
+import json
+import math
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from trainables import adversarial, batch_schedules, engine, lr_schedules
+from trainables.attacks import accuracy, pgd, robust_accuracy
+from trainables.config import EvalConfig, TrialConfig
+from trainables.data import Dataset, Split, to_float
+from trainables.files import write_whole
+from trainables.norms import uses_batch_statistics
+from trainables.resnet import resnet
+
+EVAL_BATCH = 256  # fixed: statistics of the inference batch make accuracy depend on it
+
+
+class Diverged(RuntimeError):
+    """Training met a loss or a weight that is not finite."""
+
+
+class Trial:
+    """A training run that can stop after any epoch and go on from its `state_dict`.
+
+    Same configuration, device and versions give the same result: initialisation, batches and
+    attacks each draw from generators seeded by `config.seed`. On CUDA, cuDNN may choose other
+    kernels from run to run; nothing else varies.
+    """
+
+    def __init__(self, config: TrialConfig, dataset: Dataset, evaluation: EvalConfig, device: torch.device) -> None:
+        self.config, self.dataset, self.evaluation, self.device = config, dataset, evaluation, device
+        self.model = build_model(config, dataset, torch.Generator().manual_seed(config.seed))
+        self.model = self.model.to(device, memory_format=torch.channels_last)
+        self.optimizer = engine.make_optimizer(
+            self.model, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
+        )
+        self.generator = torch.Generator(device).manual_seed(config.seed)
+        self.train_seconds = 0.0
+        self.curve: list[dict[str, float]] = []  # one row per finished epoch
+
+    @property
+    def done(self) -> bool:
+        return len(self.curve) == self.config.epochs
+
+    @property
+    def accuracies(self) -> list[float]:
+        """What schedules that follow accuracy see: validation accuracy on the kind of images trained on."""
+        column = "clean_accuracy" if self.config.training == "natural" else "adversarial_accuracy"
+        return [row[column] for row in self.curve]
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        return batch_schedules.batch_sizes(self.config.batch_size_schedule, self.config.epochs, self.accuracies)
+
+    def warm_up(self) -> None:
+        """One step at each batch size on a copy, so that first-call costs stay out of `train_seconds`."""
+        for size in sorted(set(self.batch_sizes)):
+            model, generator = copy.deepcopy(self.model), torch.Generator(self.device).manual_seed(0)
+            optimizer = engine.make_optimizer(model, momentum=0.0, nesterov=False, weight_decay=0.0)
+            step = adversarial.step(self.config, generator)
+            engine.set_lr(optimizer, 0.0)
+            step(model, optimizer, *engine.batch(self.dataset.train, torch.arange(size, device=self.device)))
+        self._synchronise()
+
+    def train_epoch(self) -> dict[str, float]:
+        """Train one epoch, evaluate, and return the new row of the curve.
+
+        Raises:
+            Diverged: If the loss or a weight is not finite at the epoch's end.
+        """
+        epoch, config, sizes = len(self.curve), self.config, self.batch_sizes
+        size = sizes[epoch]
+        peak_lr = config.lr_batch_ratio * (size if config.lr_follows_batch else sizes[0])
+        schedule = lr_schedules.schedule(config.lr_schedule)
+        n_steps = batch_schedules.steps_per_epoch(len(self.dataset.train), size)
+        lrs = [schedule((epoch + i / n_steps) / config.epochs, self.accuracies, peak_lr) for i in range(n_steps)]
+
+        start = time.perf_counter()
+        loss = engine.train_epoch(
+            self.model,
+            self.optimizer,
+            adversarial.step(config, self.generator),
+            self.dataset.train,
+            self.dataset.augmentation,
+            size,
+            lrs,
+            self.generator,
+        ).item()  # the epoch's one synchronisation
+        self.train_seconds += time.perf_counter() - start
+
+        if not math.isfinite(loss) or not self._weights_finite():
+            raise Diverged(f"loss {loss} in epoch {epoch + 1} of {config.epochs}")
+        self.curve.append(
+            {
+                "epoch": epoch + 1,
+                "train_seconds": self.train_seconds,
+                "train_loss": loss,
+                "batch_size": size,
+                "lr": lrs[-1],
+                **self._evaluate(last=epoch + 1 == config.epochs),
+            }
+        )
+        return self.curve[-1]
+
+    def _evaluate(self, last: bool) -> dict[str, float]:
+        """Clean and adversarial accuracy on validation; never on test."""
+        n_examples = self.evaluation.examples if last else self.evaluation.curve_examples
+        x, y = first_examples(self.dataset.validation, n_examples)
+        attack = evaluation_attack(self.model, self.evaluation, self.config.seed)
+        return {
+            "clean_accuracy": accuracy(self.model, x, y, EVAL_BATCH),
+            "adversarial_accuracy": robust_accuracy(self.model, x, y, attack, EVAL_BATCH),
+            "n_examples": len(y),
+        }
+
+    def _weights_finite(self) -> bool:
+        with torch.no_grad():
+            return bool(torch.stack([p.isfinite().all() for p in self.model.parameters()]).all())
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def state_dict(self) -> dict[str, object]:
+        """All that a later process needs to go on; loads with `weights_only=True`."""
+        return {
+            "config": self.config.model_dump_json(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "train_seconds": self.train_seconds,
+            "curve": self.curve,
+        }
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Raises:
+        ValueError: If the state belongs to another configuration.
+        """
+        if state["config"] != self.config.model_dump_json():
+            raise ValueError(f"checkpoint of another trial: {state['config']}; accepted: {self.config!r}")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self.train_seconds = state["train_seconds"]
+        self.curve = list(state["curve"])
+
+    def save_weights(self, path: Path) -> None:
+        """Weights as safetensors, with what `load_model` needs in the file's metadata."""
+        metadata = {
+            "config": self.config.model_dump_json(),
+            "num_classes": str(self.dataset.num_classes),
+            "in_channels": str(self.dataset.in_channels),
+            "class_names": json.dumps(self.dataset.class_names),
+        }
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        write_whole(path, safetensors_bytes(tensors, metadata))
+
+
+def build_model(config: TrialConfig, dataset: Dataset, generator: torch.Generator) -> nn.Module:
+    return resnet(
+        config.depth,
+        dataset.num_classes,
+        dataset.in_channels,
+        config.norm,
+        eval_statistics=config.eval_statistics,
+        mean=dataset.mean,
+        std=dataset.std,
+        generator=generator,
+    )
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """A trained network from its weights file, ready to classify.
+
+    Args:
+        path: A `.safetensors` file that `Trial.save_weights` wrote.
+        device: Where the network goes.
+
+    Returns:
+        The network in eval mode: images (N, C, H, W) in [0, 1] to logits (N, classes).
+    """
+    with safe_open(str(path), framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    config = TrialConfig.model_validate_json(metadata["config"])
+    model = resnet(
+        config.depth,
+        int(metadata["num_classes"]),
+        int(metadata["in_channels"]),
+        config.norm,
+        eval_statistics=config.eval_statistics,
+    )
+    model.load_state_dict(tensors)
+    return model.eval().to(device, memory_format=torch.channels_last)
+
+
+def first_examples(split: Split, n: int) -> tuple[Tensor, Tensor]:
+    """The first `n` images (all where there are fewer), in [0, 1], and labels; splits are shuffled already."""
+    images = to_float(split.images[:n]).contiguous(memory_format=torch.channels_last)
+    return images, split.labels[:n]
+
+
+def evaluation_attack(model: nn.Module, evaluation: EvalConfig, seed: int) -> adversarial.Attack:
+    """PGD with a random start, the same one at each call; fooled examples are dropped where that is exact."""
+    device = next(model.parameters()).device
+    return partial(
+        pgd,
+        eps=evaluation.eps,
+        steps=evaluation.attack_steps,
+        generator=torch.Generator(device).manual_seed(seed),
+        drop_fooled=not uses_batch_statistics(model),
+    )
