@@ -7,7 +7,7 @@ import optuna
 
 DEFAULTS = {"dataset": "digits", "depth": 56, "eps": 0.1, "attack_steps": 10, "eval_examples": 300, "trials": 16}
 
-SHARED = {"lr_batch_ratio": 1e-3, "momentum": 0.9, "epochs": 5}
+SHARED = {"lr_batch_ratio": 5e-4, "momentum": 0.9, "epochs": 10}
 
 BASELINES = {
     "BatchNorm 128": {**SHARED, "norm": "batchnorm"}
@@ -29,8 +29,8 @@ def space(trial: optuna.Trial) -> dict[str, object]:
         trial.suggest_categorical("batch_size_schedule.first", [8, 16, 32])
         trial.suggest_categorical("lr_follows_batch", [True, False])
         constants["batch_size_schedule.last"] = 128
-    trial.suggest_float("lr_batch_ratio", 1e-4, 1e-2, log=True)
+    trial.suggest_float("lr_batch_ratio", 1e-4, 3e-3, log=True)
     trial.suggest_categorical("norm", ["batchnorm", "fixup", "robustnorm", "groupnorm"])
     trial.suggest_float("momentum", 0.0, 0.95)
-    trial.suggest_int("epochs", 2, 8)
+    trial.suggest_int("epochs", 3, 12)
     return constants

@@ -11,19 +11,13 @@ from collections.abc import Sequence
 
 import click
 import optuna
-from rich.console import Console
 
-from study import cli, report, runner, search, spaces, storage
-from study.lock import driver_lock
-from study.progress import Progress, front_table
-from study.results import front_hypervolume, sync_models, write_study_json, write_tables
+from study import cli, spaces, storage
 from study.settings import StudySettings, from_layers
 from study.spaces import Space
-from trainables import data
 from trainables.errors import InputError
 
 MIN_FREE_BYTES = 100_000_000  # a few checkpoints and logs
-SECRET_OR_LOCAL = {"storage", "address", "results_dir"}  # not stored with the study
 
 
 @click.command(name="pareto", help=__doc__)
@@ -53,11 +47,9 @@ def command(**given: object) -> int:
     given = {option: value for option, value in given.items() if value is not None}
     settings, space = resolve(given)
     check_room(settings)
-    dataset = data.load(settings.dataset, settings.data.data_dir)
-    spaces.try_out(space, settings, len(dataset.train))
-    settings.folder.mkdir(parents=True, exist_ok=True)
-    with driver_lock(settings.folder):
-        return conduct(settings, space)
+    from study.conduct import conduct  # torch, Ray and plotly take five seconds: a typo is answered before
+
+    return conduct(settings, space)
 
 
 def resolve(given: dict[str, object]) -> tuple[StudySettings, Space]:
@@ -102,46 +94,6 @@ def check_room(settings: StudySettings) -> None:
         raise InputError(
             f"results_dir: {free // 10**6} MB free at {existing}; accepted: at least {MIN_FREE_BYTES // 10**6} MB"
         )
-
-
-def conduct(settings: StudySettings, space: Space) -> int:
-    """Make or continue the study, run what is missing, write the results; returns the exit status."""
-    database = storage.from_url(settings.storage_url)
-    study = storage.open_study(database, settings.name)
-    study.sampler = search.make_sampler(settings, len(study.get_trials(deepcopy=False)))
-    search.requeue_interrupted(study)
-    search.enqueue_baselines(study, space)
-    study.set_user_attr("settings", settings.model_dump(mode="json", exclude=SECRET_OR_LOCAL))
-    console = Console(file=sys.stdout)
-    ending = "finished"
-    done_before = search.n_finished(study)
-    if done_before < settings.trials:
-        console.print(f"Study {settings.name}: {settings.trials} trials, results in {settings.folder}", soft_wrap=True)
-        with runner.cluster(settings) as resources:
-            write_study_json(settings, settings.folder, resources)
-            with Progress(console, settings.trials, done_before) as progress:
-                ending = runner.run(study, space, settings, resources, progress)
-    finish(study, settings, console, ending)
-    return 130 if ending == "interrupted" else 0
-
-
-def finish(study: optuna.Study, settings: StudySettings, console: Console, ending: str) -> None:
-    """Write every result from the storage, and say where it is and what to do next."""
-    trials = study.get_trials(deepcopy=False)
-    sync_models(trials, settings.folder)
-    write_tables(study, settings.folder)
-    report.write(study, settings.folder)
-    console.print(front_table(trials))
-    console.print(f"hypervolume {front_hypervolume(trials):.4g} accuracy x seconds", highlight=False)
-    for name in ("report.html", "front.png", "front.csv", "trials.csv", "study.json", "models/"):
-        console.print(f"  {settings.folder / name}", highlight=False, soft_wrap=True)
-    again = f"python -m study.pareto {settings.space} --name {settings.name}"
-    n = search.n_finished(study)
-    if ending == "finished":
-        message = f"All {n} trials have ended. More: {again} --trials {n * 2}"
-    else:
-        message = f"Stopped ({ending}) after {n} of {settings.trials} trials. To go on: {again}"
-    console.print(message, highlight=False, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ import optuna
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogFormatter
 from optuna.trial import FrozenTrial
 
 from study import cli, storage
@@ -73,7 +74,10 @@ def front_figure(trials: list[FrozenTrial], settings: dict[str, object]) -> Figu
         )
     if complete:
         axes.set_xscale("log")
-        axes.legend(loc="best", fontsize=8)
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+        axes.margins(x=0.12)
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     axes.set_xlabel("training seconds (log scale)")
     axes.set_ylabel(f"adversarial accuracy, PGD-{settings['attack_steps']}, eps {eps_text(settings['eps'])}")
     axes.set_title(subtitle(trials, settings), fontsize=10)

@@ -127,6 +127,9 @@ class Watch(tune.Callback):
         self.search, self.stop, self.progress = search, stop, progress
         self.shown = 0.0
 
+    def __getstate__(self) -> dict[str, object]:
+        return {}  # Tune snapshots its callbacks; nothing here outlives the run
+
     def on_step_begin(self, **info: object) -> None:
         self.stop.check()
         if self.search.problem:
@@ -137,8 +140,8 @@ class Watch(tune.Callback):
             self.progress.update(self.search.study.get_trials(deepcopy=False))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
-        lines = str(trial.get_pickled_error() or "").strip().splitlines()
-        self.search.fail(trial.trial_id, f"machine: {lines[0] if lines else 'worker lost'}")
+        error = trial.get_pickled_error()
+        self.search.fail(trial.trial_id, f"machine: {type(error).__name__} after {trial.num_failures - 1} retries")
 
 
 def run(
@@ -183,6 +186,8 @@ def run(
         run_config=tune.RunConfig(
             name=datetime.now().strftime("run-%Y%m%d-%H%M%S"),
             storage_path=str(folder / "tune"),
+            # The trainable keeps its own checkpoint: Tune's restore loses and doubles trials.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=settings.retries),
             callbacks=[Watch(search, stop, progress)],
             verbose=0,

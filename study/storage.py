@@ -1,6 +1,9 @@
 """URL in, Optuna storage out."""
 
+import warnings
+
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from sqlalchemy import make_url
@@ -42,5 +45,6 @@ def open_study(storage: RDBStorage, name: str, sampler: optuna.samplers.BaseSamp
     study = optuna.create_study(
         storage=storage, study_name=name, directions=DIRECTIONS, sampler=sampler, load_if_exists=True
     )
-    study.set_metric_names(OBJECTIVES)
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        study.set_metric_names(OBJECTIVES)
     return study

@@ -1,0 +1,74 @@
+"""A study from its settings to its results: storage, run, tables, pictures."""
+
+import sys
+
+import optuna
+from rich.console import Console
+
+from study import report, runner, search, spaces, storage
+from study.lock import driver_lock
+from study.progress import Progress, front_table
+from study.results import front_hypervolume, sync_models, write_study_json, write_tables
+from study.settings import StudySettings
+from study.spaces import Space
+from trainables import data
+
+SECRET_OR_LOCAL = {"storage", "address", "results_dir"}  # not stored with the study
+PLAIN_WIDTH = 120  # columns where stdout is no terminal
+
+
+def conduct(settings: StudySettings, space: Space) -> int:
+    """Make or continue the study, run what is missing, write the results; returns the exit status.
+
+    Raises:
+        InputError: If the images or the space cannot be used, or another driver runs the study; nothing is
+            written then.
+    """
+    dataset = data.load(settings.dataset, settings.data.data_dir)
+    spaces.try_out(space, settings, len(dataset.train))
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    with driver_lock(settings.folder):
+        return _conduct_alone(settings, space)
+
+
+def _conduct_alone(settings: StudySettings, space: Space) -> int:
+    database = storage.from_url(settings.storage_url)
+    study = storage.open_study(database, settings.name)
+    study.sampler = search.make_sampler(settings, len(study.get_trials(deepcopy=False)))
+    search.requeue_interrupted(study)
+    search.enqueue_baselines(study, space)
+    study.set_user_attr("settings", settings.model_dump(mode="json", exclude=SECRET_OR_LOCAL))
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    ending = "finished"
+    done_before = search.n_finished(study)
+    if done_before < settings.trials:
+        console.print(f"Study {settings.name}: {settings.trials} trials, results in {settings.folder}", soft_wrap=True)
+        with runner.cluster(settings) as resources:
+            write_study_json(settings, settings.folder, resources)
+            with Progress(console, settings.trials, done_before) as progress:
+                ending = runner.run(study, space, settings, resources, progress)
+    finish(study, settings, console, ending)
+    return 130 if ending == "interrupted" else 0
+
+
+def finish(study: optuna.Study, settings: StudySettings, console: Console, ending: str) -> None:
+    """Write every result from the storage, and say where it is and what to do next."""
+    trials = study.get_trials(deepcopy=False)
+    sync_models(trials, settings.folder)
+    write_tables(study, settings.folder)
+    report.write(study, settings.folder)
+    console.print(front_table(trials))
+    console.print(f"hypervolume {front_hypervolume(trials):.4g} accuracy x seconds", highlight=False)
+    for name in ("report.html", "front.png", "front.csv", "trials.csv", "study.json", "models/"):
+        console.print(f"  {settings.folder / name}", highlight=False, soft_wrap=True)
+    again = f"python -m study.pareto {settings.space} --name {settings.name}"
+    if settings.results_dir != StudySettings.model_fields["results_dir"].default:
+        again += f" --results-dir {settings.results_dir}"
+    if settings.storage:
+        again += " --storage URL"
+    n = search.n_finished(study)
+    if ending == "finished":
+        message = f"All {n} trials have ended. More: {again} --trials {n * 2}"
+    else:
+        message = f"Stopped ({ending}) after {n} of {settings.trials} trials. To go on: {again}"
+    console.print(message, highlight=False, soft_wrap=True)
