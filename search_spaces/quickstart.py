@@ -7,22 +7,22 @@ import optuna
 
 DEFAULTS = {"dataset": "digits", "depth": 56, "eps": 0.1, "attack_steps": 10, "eval_examples": 300, "trials": 16}
 
-SHARED = {"lr_batch_ratio": 5e-4, "momentum": 0.9, "epochs": 10}
+# The ratio is the largest of a few at which the norm trains a ResNet-56 on digits in ten epochs.
+BATCHNORM = {"norm": "batchnorm", "lr_batch_ratio": 3e-4, "momentum": 0.9, "epochs": 10}
+FIXUP = {"norm": "fixup", "lr_batch_ratio": 1e-3, "momentum": 0.9, "epochs": 10}
 
 BASELINES = {
-    "BatchNorm 128": {**SHARED, "norm": "batchnorm"}
-    | {"batch_size_schedule.kind": "constant", "batch_size_schedule.size": 128},
-    "Fixup 128": {**SHARED, "norm": "fixup"}
-    | {"batch_size_schedule.kind": "constant", "batch_size_schedule.size": 128},
-    "Fixup 8": {**SHARED, "norm": "fixup"} | {"batch_size_schedule.kind": "constant", "batch_size_schedule.size": 8},
-    "Fixup 8→128": {**SHARED, "norm": "fixup"}
+    "BatchNorm 128": BATCHNORM | {"batch_size_schedule.kind": "constant", "batch_size_schedule.size": 128},
+    "Fixup 128": FIXUP | {"batch_size_schedule.kind": "constant", "batch_size_schedule.size": 128},
+    "Fixup 8": FIXUP | {"batch_size_schedule.kind": "constant", "batch_size_schedule.size": 8},
+    "Fixup 8→128": FIXUP
     | {"batch_size_schedule.kind": "geometric", "batch_size_schedule.first": 8, "lr_follows_batch": True},
 }
 
 
 def space(trial: optuna.Trial) -> dict[str, object]:
     """What varies; returns the constants."""
-    constants: dict[str, object] = {"weight_decay": 5e-4}
+    constants: dict[str, object] = {"weight_decay": 5e-4, "lr_schedule": "cosine"}
     if trial.suggest_categorical("batch_size_schedule.kind", ["constant", "geometric"]) == "constant":
         trial.suggest_categorical("batch_size_schedule.size", [8, 16, 32, 64, 128])
     else:

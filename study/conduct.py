@@ -1,6 +1,7 @@
 """A study from its settings to its results: storage, run, tables, pictures."""
 
 import sys
+from contextlib import ExitStack
 
 import optuna
 from rich.console import Console
@@ -26,29 +27,35 @@ def conduct(settings: StudySettings, space: Space) -> int:
     """
     dataset = data.load(settings.dataset, settings.data.data_dir)
     spaces.try_out(space, settings, len(dataset.train))
-    settings.folder.mkdir(parents=True, exist_ok=True)
-    with driver_lock(settings.folder):
-        return _conduct_alone(settings, space)
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    with ExitStack() as stack:
+        if settings.folder.exists():
+            stack.enter_context(driver_lock(settings.folder))
+        done = storage.count_finished(settings.storage_url, settings.name)
+        resources = stack.enter_context(runner.cluster(settings)) if done < settings.trials else None
+        if not settings.folder.exists():
+            settings.folder.mkdir(parents=True)
+            stack.enter_context(driver_lock(settings.folder))
+        study = open_study(settings, space)
+        ending = "finished"
+        if resources is not None:
+            message = f"Study {settings.name}: {settings.trials} trials, results in {settings.folder}"
+            console.print(message, highlight=False, soft_wrap=True)
+            write_study_json(settings, settings.folder, resources)
+            with Progress(console, settings.trials, done) as progress:
+                ending = runner.run(study, space, settings, resources, progress)
+        finish(study, settings, console, ending)
+    return 130 if ending == "interrupted" else 0
 
 
-def _conduct_alone(settings: StudySettings, space: Space) -> int:
-    database = storage.from_url(settings.storage_url)
-    study = storage.open_study(database, settings.name)
+def open_study(settings: StudySettings, space: Space) -> optuna.Study:
+    """The study as it stands, trials that a dead driver left behind handed out again."""
+    study = storage.open_study(storage.from_url(settings.storage_url), settings.name)
     study.sampler = search.make_sampler(settings, len(study.get_trials(deepcopy=False)))
     search.requeue_interrupted(study)
     search.enqueue_baselines(study, space)
     study.set_user_attr("settings", settings.model_dump(mode="json", exclude=SECRET_OR_LOCAL))
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-    ending = "finished"
-    done_before = search.n_finished(study)
-    if done_before < settings.trials:
-        console.print(f"Study {settings.name}: {settings.trials} trials, results in {settings.folder}", soft_wrap=True)
-        with runner.cluster(settings) as resources:
-            write_study_json(settings, settings.folder, resources)
-            with Progress(console, settings.trials, done_before) as progress:
-                ending = runner.run(study, space, settings, resources, progress)
-    finish(study, settings, console, ending)
-    return 130 if ending == "interrupted" else 0
+    return study
 
 
 def finish(study: optuna.Study, settings: StudySettings, console: Console, ending: str) -> None:
@@ -66,7 +73,7 @@ def finish(study: optuna.Study, settings: StudySettings, console: Console, endin
         again += f" --results-dir {settings.results_dir}"
     if settings.storage:
         again += " --storage URL"
-    n = search.n_finished(study)
+    n = storage.n_finished(study)
     if ending == "finished":
         message = f"All {n} trials have ended. More: {again} --trials {n * 2}"
     else:

@@ -69,17 +69,10 @@ def stored_settings(settings: StudySettings) -> dict[str, object] | None:
         InputError: If the results folder holds something else.
     """
     folder = settings.folder
-    in_folder = folder.is_dir() and any(folder.iterdir())
-    if settings.storage is None and not (folder / "study.db").exists():
-        if in_folder:
-            raise InputError(f"name: {folder} holds files but no study.db; accepted: a new --name, or an empty folder")
-        return None
-    database = storage.from_url(settings.storage_url)
-    try:
-        study = optuna.load_study(storage=database, study_name=settings.name)
-    except KeyError:
-        return None
-    return study.user_attrs.get("settings")
+    if settings.storage is None and not (folder / "study.db").exists() and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"name: {folder} holds files but no study.db; accepted: a new --name, or an empty folder")
+    study = storage.existing(settings.storage_url, settings.name)
+    return None if study is None else study.user_attrs.get("settings")
 
 
 def check_room(settings: StudySettings) -> None:

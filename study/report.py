@@ -251,10 +251,9 @@ def command(name: str, results_dir: str, url: str | None) -> int:
         raise InputError(
             f"name: {nearest(name, made)}" if made else f"name: {name!r}; accepted: none yet in {results_dir}"
         )
-    try:
-        study = optuna.load_study(storage=storage.from_url(url or f"sqlite:///{database}"), study_name=name)
-    except KeyError:
-        raise InputError(f"name: {name!r} given; accepted: a study in that storage") from None
+    study = storage.existing(url or f"sqlite:///{database}", name)
+    if study is None:
+        raise InputError(f"name: {name!r} given; accepted: a study in that storage")
     folder.mkdir(parents=True, exist_ok=True)
     write(study, folder)
     click.echo(folder / "report.html")

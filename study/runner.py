@@ -15,9 +15,10 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from study.progress import Progress
 from study.results import checkpoint_folder, short_name, sync_models, write_tables
-from study.search import StudySearch, n_finished, requeue_interrupted
+from study.search import StudySearch, requeue_interrupted
 from study.settings import StudySettings
 from study.spaces import Space
+from study.storage import n_finished
 from trainables.errors import InputError
 from trainables.ray_trainable import RayTrial
 

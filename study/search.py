@@ -25,7 +25,6 @@ from trainables.config import TrialConfig
 
 logger = logging.getLogger(__name__)
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 CURVE = (
     "epoch",
     "train_seconds",
@@ -65,10 +64,6 @@ def requeue_interrupted(study: Study) -> int:
     for trial in running:
         study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
     return len(running)
-
-
-def n_finished(study: Study) -> int:
-    return len(study.get_trials(deepcopy=False, states=FINISHED))
 
 
 def outcome(result: dict[str, object], epochs: int) -> tuple[TrialState | None, list[float] | None, str]:

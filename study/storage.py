@@ -1,18 +1,21 @@
 """URL in, Optuna storage out."""
 
 import warnings
+from pathlib import Path
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from trainables.errors import InputError
 
 OBJECTIVES = ["adversarial_accuracy", "train_seconds"]
 DIRECTIONS = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 SQLITE_TIMEOUT = 60  # seconds a writer waits for a locked file; the default of 5 s loses results
 
@@ -30,14 +33,23 @@ def from_url(url: str) -> RDBStorage:
     InputError: If the URL is malformed, its driver is missing, or nothing answers there.
     """
     try:
-        connect_args = {"timeout": SQLITE_TIMEOUT} if make_url(url).drivername.startswith("sqlite") else {}
+        connect_args = {"timeout": SQLITE_TIMEOUT} if _sqlite_file(url) else {}
         return RDBStorage(url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True})
-    except (ArgumentError, NoSuchModuleError, SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
+    except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
         cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise InputError(
             f"storage: {redacted(url)} given ({cause}); accepted: a database URL that answers, "
             "e.g. sqlite:///study.db or postgresql://user@host/name"
         ) from None
+
+
+def _sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite URL; None for other databases and for what is no URL."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return None
+    return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
 
 
 def open_study(storage: RDBStorage, name: str, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
@@ -48,3 +60,24 @@ def open_study(storage: RDBStorage, name: str, sampler: optuna.samplers.BaseSamp
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
         study.set_metric_names(OBJECTIVES)
     return study
+
+
+def existing(url: str, name: str) -> optuna.Study | None:
+    """The study `name`, or None; makes no SQLite file where there is none."""
+    file = _sqlite_file(url)
+    if file is not None and not file.exists():
+        return None
+    try:
+        return optuna.load_study(storage=from_url(url), study_name=name)
+    except KeyError:
+        return None
+
+
+def n_finished(study: optuna.Study) -> int:
+    """Trials that have ended, well or not."""
+    return len(study.get_trials(deepcopy=False, states=FINISHED))
+
+
+def count_finished(url: str, name: str) -> int:
+    study = existing(url, name)
+    return 0 if study is None else n_finished(study)

@@ -180,6 +180,7 @@ def free_by_hand(batches, step_size, replays):
 @pytest.mark.parametrize("step_size", [None, 0.04])
 def test_free_carries_its_perturbation_through_replays_and_batches(step_size):
     batches = [batch(4), batch(4), batch(3)]
+    batches[1] = (batches[0][0].round(), batches[1][1])  # black and white: half of what is carried leaves the box
     expected, expected_losses = free_by_hand(batches, step_size or EPS, 3)
     model, optimizer = with_optimizer(linear_model())
     recipe = step(config("free", free_replays=3, step_size=step_size), seeded())
@@ -216,14 +217,15 @@ def trades_by_hand(model, x, y, noise, n_steps, step_size, beta):
     return loss.detach(), torch.autograd.grad(loss, list(model.parameters()))
 
 
-@pytest.mark.parametrize("beta", [0.0, 6.0])
-def test_trades_equals_the_published_recipe(beta):
+@pytest.mark.parametrize(("beta", "step_size"), [(0.0, None), (6.0, None), (6.0, 0.005)])
+def test_trades_equals_the_published_recipe(beta, step_size):
     model, optimizer = with_optimizer(linear_model())
     x, y = batch()
     noise = 0.001 * torch.empty_like(x).normal_(generator=seeded(4))
-    expected_loss, gradients = trades_by_hand(model, x, y, noise, 4, 2.5 * EPS / 4, beta)
+    expected_loss, gradients = trades_by_hand(model, x, y, noise, 4, step_size or 2.5 * EPS / 4, beta)
     expected = [p.detach() - LR * g for p, g in zip(model.parameters(), gradients, strict=True)]
-    loss = step(config("trades", pgd_steps=4, trades_beta=beta), seeded(4))(model, optimizer, x, y)
+    recipe = step(config("trades", pgd_steps=4, trades_beta=beta, step_size=step_size), seeded(4))
+    loss = recipe(model, optimizer, x, y)
     torch.testing.assert_close(loss, expected_loss)
     torch.testing.assert_close([p.detach() for p in model.parameters()], expected)
 

@@ -6,7 +6,18 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
-from trainables.attacks import accuracy, ascend, fgsm, l2_steepest, pgd, project, robust_accuracy, robust_mask
+from trainables.attacks import (
+    accuracy,
+    ascend,
+    fgsm,
+    input_gradient,
+    l2_steepest,
+    pgd,
+    project,
+    robust_accuracy,
+    robust_mask,
+    summed_cross_entropy,
+)
 from trainables.norms import BatchNorm2d
 
 EPS = 8 / 255
@@ -116,6 +127,14 @@ def test_l2_direction_survives_gradients_whose_squares_underflow():
     expected = grad / grad.flatten(1).norm(dim=1)[:, None, None, None]
     torch.testing.assert_close(l2_steepest(1e-30 * grad), expected)
     assert not l2_steepest(0 * grad).any()
+
+
+def test_an_examples_gradient_does_not_depend_on_its_batch(convnet, held_out):
+    x, y = held_out[0][:8], held_out[1][:8]
+    together, logits = input_gradient(convnet, x, summed_cross_entropy(y))
+    alone = [input_gradient(convnet, x[i : i + 1], summed_cross_entropy(y[i : i + 1]))[0] for i in range(8)]
+    torch.testing.assert_close(together, torch.cat(alone))
+    torch.testing.assert_close(logits, convnet(x).detach())
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -75,11 +75,11 @@ def test_milestones_start_the_next_size():
 
 
 def test_plateau_grows_after_patience_epochs_without_a_rise():
-    schedule = PlateauBatch(first=8, last=20, patience=2, min_gain=0.01)
+    schedule = PlateauBatch(first=8, last=40, patience=2, min_gain=0.01)
     # After epoch:   1    2    3     4      5    6     7    8    9
     accuracies = [0.1, 0.3, 0.305, 0.309, 0.35, 0.2, 0.35, 0.1, 0.1]
     # The best is 0.3 at epochs 3 and 4, 0.35 from epoch 5 on: growth after 4, 7 and 9.
-    assert batch_sizes(schedule, 10, accuracies) == [8, 8, 8, 8, 16, 16, 16, 20, 20, 20]
+    assert batch_sizes(schedule, 10, accuracies) == [8, 8, 8, 8, 16, 16, 16, 32, 32, 40]
 
 
 def test_plateau_repeats_the_newest_size_for_epochs_to_come():

@@ -1,0 +1,89 @@
+import optuna
+import pandas as pd
+import pytest
+from optuna.trial import TrialState
+
+from study import results
+from study.storage import DIRECTIONS
+
+CONFIG = {"norm": "fixup", "training": "natural", "batch_size_schedule": {"kind": "constant", "size": 8}}
+
+
+def add(study, adversarial=None, seconds=None, label=None, state=TrialState.COMPLETE):
+    attrs = {"config": CONFIG, "clean_accuracy": 0.9, "n_examples": 100, "reason": "finished", "curve": []}
+    attrs |= {"measured_seconds": seconds} | ({"label": label} if label else {})
+    values = [adversarial, seconds] if state is TrialState.COMPLETE else None
+    study.add_trial(optuna.trial.create_trial(state=state, values=values, user_attrs=attrs))
+
+
+@pytest.fixture
+def study():
+    study = optuna.create_study(directions=DIRECTIONS)
+    add(study, 0.5, 10.0, label="published")
+    add(study, 0.3, 5.0)
+    add(study, 0.4, 12.0)
+    add(study, state=TrialState.FAIL)
+    add(study, state=TrialState.RUNNING)
+    return study
+
+
+def test_wilson_interval_equals_the_closed_form():
+    p, n, z = 0.3, 100, 1.959963984540054
+    centre, half = (p + z**2 / (2 * n)), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+    expected = [(centre + sign * half) / (1 + z**2 / n) for sign in (-1, 1)]
+    assert results.wilson(p, n) == pytest.approx(expected)
+
+
+def test_the_front_holds_complete_trials_only_fastest_first(study):
+    assert [trial.number for trial in results.front_of(study.trials)] == [1, 0]
+
+
+def test_an_infinite_objective_is_never_on_the_front(study):
+    add(study, 0.9, float("inf"))
+    assert [trial.number for trial in results.front_of(study.trials)] == [1, 0]
+
+
+def test_the_hypervolume_history_ends_at_the_fronts(study):
+    history = results.front_hypervolumes(study.trials)
+    assert history == sorted(history) and history[-1] == results.front_hypervolume(study.trials)
+    assert history[-1] == pytest.approx(0.5 * (12 - 10) + 0.3 * (10 - 5))
+
+
+def test_tables_are_written_from_the_storage(study, tmp_path):
+    results.write_tables(study, tmp_path)
+    trials, front = pd.read_csv(tmp_path / "trials.csv"), pd.read_csv(tmp_path / "front.csv")
+    assert list(trials.state) == ["COMPLETE", "COMPLETE", "COMPLETE", "FAIL", "RUNNING"]
+    assert list(front.number) == [1, 0] and list(front.weights) == [
+        "models/0001.safetensors",
+        "models/0000.safetensors",
+    ]
+    low, high = results.wilson(0.3, 100)
+    assert front.adversarial_low[0] == pytest.approx(low) and front.adversarial_high[0] == pytest.approx(high)
+    assert front["batch_size_schedule.size"][0] == 8 and front.label[1] == "published"
+
+
+def test_models_hold_front_members_only_and_finished_trials_leave_no_checkpoint(study, tmp_path):
+    for number in range(5):
+        folder = results.checkpoint_folder(tmp_path, number)
+        folder.mkdir(parents=True)
+        (folder / "weights.safetensors").write_text(str(number))
+    results.sync_models(study.trials, tmp_path)
+    results.sync_models(study.trials, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["0000.safetensors", "0001.safetensors"]
+    assert (tmp_path / "models" / "0001.safetensors").read_text() == "1"
+    assert [path.name for path in (tmp_path / "tune" / "checkpoints").iterdir()] == ["0004"]
+
+
+def test_weights_of_a_member_that_became_dominated_are_removed(study, tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "0001.safetensors").write_text("1")
+    add(study, 0.35, 4.0)
+    results.sync_models(study.trials, tmp_path)
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_trial_is_described_by_its_label_or_by_what_it_is(study):
+    assert results.describe(study.trials[0]) == "published"
+    assert results.describe(study.trials[1]) == "fixup 8"
+    growing = CONFIG | {"training": "pgd", "batch_size_schedule": {"kind": "geometric", "first": 8, "last": 128}}
+    assert results.short_name(growing) == "fixup 8→128 pgd"

@@ -1,0 +1,208 @@
+import math
+import pickle
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
+
+from study import search, spaces
+from study.settings import StudySettings
+from study.storage import DIRECTIONS, n_finished
+
+SETTINGS = StudySettings(name="a", depth=8, trials=8)
+EPOCHS = 2
+
+
+@pytest.fixture
+def space(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "BASELINES = {'published': {'norm': 'fixup', 'momentum': 0.9}, 'other': {'norm': 'batchnorm', 'momentum': 0}}\n"
+        "def space(trial):\n"
+        "    trial.suggest_categorical('norm', ['batchnorm', 'fixup'])\n"
+        "    trial.suggest_float('momentum', 0, 0.95)\n"
+        f"    return {{'epochs': {EPOCHS}}}\n"
+    )
+    return spaces.load(str(path))
+
+
+def new_study(storage=None, n_existing=0):
+    study = optuna.create_study(directions=DIRECTIONS, storage=storage, study_name="a", load_if_exists=True)
+    study.sampler = search.make_sampler(SETTINGS, n_existing)
+    return study
+
+
+def new_search(study, space, n_concurrent=2):
+    told = []
+    search.enqueue_baselines(study, space)
+    searcher = search.StudySearch(study, space, SETTINGS, n_concurrent, lambda number: {"folder": "f"}, told.append)
+    return searcher, told
+
+
+def report(epoch, adversarial=0.4, seconds=2.0, **more):
+    row = dict.fromkeys(search.CURVE, 0.5) | {"epoch": epoch, "train_seconds": seconds, "n_examples": 10}
+    return row | {"adversarial_accuracy": adversarial, "hostname": "node1", "done": epoch == EPOCHS} | more
+
+
+def test_published_configurations_are_proposed_first_and_labelled(space):
+    study = new_study()
+    searcher, _ = new_search(study, space)
+    configs = [searcher.suggest("t0"), searcher.suggest("t1")]
+    assert [config["label"] for config in configs] == ["published", "other"]
+    assert [config["trial"]["norm"] for config in configs] == ["fixup", "batchnorm"]
+
+
+def test_no_more_trials_than_fit_are_proposed(space):
+    searcher, _ = new_search(new_study(), space, n_concurrent=1)
+    assert searcher.suggest("t0") is not None
+    assert searcher.suggest("t1") is None
+
+
+def test_a_trial_that_ran_its_schedule_is_complete_with_both_objectives(space):
+    study = new_study()
+    searcher, told = new_search(study, space)
+    searcher.suggest("t0")
+    searcher.on_trial_result("t0", report(1, 0.2, 1.0))
+    searcher.on_trial_complete("t0", report(2, 0.4, 2.0))
+    trial = study.trials[0]
+    assert trial.state is TrialState.COMPLETE and trial.values == [0.4, 2.0] and told == [0]
+    attrs = trial.user_attrs
+    assert [(row["epoch"], row["train_seconds"]) for row in attrs["curve"]] == [(1, 1.0), (2, 2.0)]
+    assert (attrs["label"], attrs["node"], attrs["tune_trial_id"]) == ("published", "node1", "t0")
+    assert (attrs["reason"], attrs["measured_seconds"], attrs["n_examples"]) == ("finished", 2.0, 10)
+
+
+@pytest.mark.parametrize(
+    "result,reason",
+    [
+        ({"done": True, "failure": "diverged: loss nan"}, "diverged: loss nan"),
+        (report(2, math.nan), "not finite"),
+        (report(2, 0.4, math.inf), "not finite"),
+        (report(2, None), "not finite"),
+    ],
+)
+def test_a_trial_without_finite_objectives_fails_with_its_reason(space, result, reason):
+    study = new_study()
+    searcher, _ = new_search(study, space)
+    searcher.suggest("t0")
+    searcher.on_trial_complete("t0", result)
+    assert study.trials[0].state is TrialState.FAIL and study.trials[0].values is None
+    assert reason in study.trials[0].user_attrs["reason"]
+
+
+def test_a_trial_cut_off_is_handed_out_again_under_its_number_with_its_parameters(space):
+    study = new_study()
+    searcher, _ = new_search(study, space)
+    first = searcher.suggest("t0")
+    searcher.on_trial_complete("t0", report(1))
+    assert study.trials[0].state is TrialState.RUNNING
+    assert search.requeue_interrupted(study) == 1
+    again, _ = new_search(study, space)
+    second = again.suggest("t9")
+    assert second == first
+    assert study.trials[0].user_attrs["tune_trial_id"] == "t9"
+
+
+def test_after_a_killed_driver_nothing_is_lost_doubled_or_enqueued_twice(space, tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    numbers = []
+    for run in range(5):
+        study = new_study(url, run)
+        search.requeue_interrupted(study)
+        searcher, _ = new_search(study, space)
+        for i in range(2):
+            config = searcher.suggest(f"r{run}t{i}")
+            if i == 0:
+                searcher.on_trial_complete(f"r{run}t0", report(2, 0.1 * run))
+                numbers.append(config["number"])
+        # The driver dies here with one trial running.
+    study = new_study(url)
+    assert numbers == [0, 1, 2, 3, 4]
+    assert n_finished(study) == 5
+    labels = [trial.user_attrs.get("label") for trial in study.trials]
+    assert labels.count("published") == labels.count("other") == 1
+
+
+def test_a_trial_interrupted_before_it_had_parameters_is_not_lost(space, tmp_path):
+    study = new_study(f"sqlite:///{tmp_path / 'study.db'}")
+    study.ask()
+    search.requeue_interrupted(study)
+    searcher, _ = new_search(study, space)
+    assert searcher.suggest("t0")["number"] == 0
+
+
+def test_an_end_that_the_storage_does_not_take_is_told_later(space, monkeypatch):
+    study = new_study()
+    searcher, told = new_search(study, space)
+    searcher.suggest("t0")
+    tell = study.tell
+    monkeypatch.setattr(study, "tell", lambda *args, **kwargs: (_ for _ in ()).throw(OperationalError("", {}, None)))
+    searcher.on_trial_complete("t0", report(2))
+    assert study.trials[0].state is TrialState.RUNNING and told == []
+    monkeypatch.setattr(study, "tell", tell)
+    searcher.flush()
+    assert study.trials[0].state is TrialState.COMPLETE and told == [0]
+
+
+def test_a_full_disk_leaves_the_trial_to_be_resumed_and_stops_the_study(space):
+    study = new_study()
+    searcher, _ = new_search(study, space)
+    searcher.suggest("t0")
+    searcher.on_trial_complete("t0", {"done": True, "failure": "OSError: no space", "full_disk": True})
+    assert isinstance(searcher.problem, OSError)
+    assert study.trials[0].state is TrialState.RUNNING
+    assert searcher.suggest("t1") is None
+
+
+def test_an_exception_after_a_trials_end_does_not_reach_tune(space):
+    study = new_study()
+    searcher, _ = new_search(study, space)
+    searcher.on_told = lambda number: 1 / 0
+    searcher.suggest("t0")
+    searcher.on_trial_complete("t0", report(2))
+    assert isinstance(searcher.problem, ZeroDivisionError)
+    assert study.trials[0].state is TrialState.COMPLETE
+
+
+def test_a_lost_worker_is_a_failure_with_the_runners_reason(space):
+    study = new_study()
+    searcher, _ = new_search(study, space)
+    searcher.suggest("t0")
+    searcher.on_trial_complete("t0", error=True)
+    searcher.fail("t0", "machine: node lost")
+    assert study.trials[0].state is TrialState.FAIL
+    assert study.trials[0].user_attrs["reason"] == "machine: node lost"
+
+
+def test_a_resumed_trial_keeps_one_row_per_epoch(space):
+    study = new_study()
+    searcher, _ = new_search(study, space)
+    searcher.suggest("t0")
+    for epoch, seconds in [(1, 1.0), (1, 1.1)]:
+        searcher.on_trial_result("t0", report(epoch, seconds=seconds))
+    assert [row["train_seconds"] for row in study.trials[0].user_attrs["curve"]] == [1.1]
+
+
+@pytest.mark.parametrize("name", sorted(search.SAMPLERS))
+def test_every_sampler_proposes_after_finished_trials(space, name):
+    study = new_study()
+    study.sampler = search.make_sampler(StudySettings(name="a", sampler=name, trials=8, depth=8), 0)
+    searcher, _ = new_search(study, space, n_concurrent=1)
+    for i in range(7):
+        assert searcher.suggest(f"t{i}") is not None, searcher.problem
+        searcher.on_trial_complete(f"t{i}", report(2, 0.1 * i, 10.0 - i))
+    assert n_finished(study) == 7
+
+
+def test_a_restart_does_not_repeat_the_samplers_first_proposals():
+    def draw(n_existing):
+        study = new_study(n_existing=n_existing)
+        return study.ask().suggest_float("x", 0, 1)
+
+    assert draw(3) == draw(3) != draw(4)
+
+
+def test_tunes_snapshot_of_the_searcher_holds_no_storage(space):
+    searcher, _ = new_search(new_study(), space)
+    assert pickle.loads(pickle.dumps(searcher)).__dict__ == {}

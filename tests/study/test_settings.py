@@ -1,0 +1,55 @@
+import pytest
+
+from study.settings import StudySettings, fraction, from_layers
+from trainables.errors import InputError
+
+
+def test_what_is_given_beats_what_is_stored_beats_the_defaults():
+    defaults = {"trials": 3, "eps": 0.1, "depth": 8}
+    settings = from_layers({"name": "a", "trials": 9}, {"trials": 5, "eps": 0.1, "depth": 8}, defaults)
+    assert (settings.trials, settings.eps, settings.depth) == (9, 0.1, 8)
+
+
+@pytest.mark.parametrize("field,value", [("eps", 0.2), ("depth", 14), ("seed", 3), ("dataset", "svhn")])
+def test_a_study_is_not_continued_under_another_identity(field, value):
+    stored = StudySettings(name="a", depth=8).model_dump(mode="json")
+    with pytest.raises(InputError, match=f"{field} .*the study has"):
+        from_layers({"name": "a", field: value}, stored, {})
+
+
+@pytest.mark.parametrize("field,value", [("trials", 99), ("sampler", "random"), ("concurrent", 7), ("timeout", 5.0)])
+def test_how_a_study_is_run_may_change(field, value):
+    stored = StudySettings(name="a").model_dump(mode="json")
+    assert getattr(from_layers({"name": "a", field: value}, stored, {}), field) == value
+
+
+@pytest.mark.parametrize(
+    "given,message",
+    [
+        ({"name": "../up"}, "name"),
+        ({"name": "a", "trials": 0}, "trials: 0 given"),
+        ({"name": "a", "eps": 1.5}, "eps: 1.5 given"),
+        ({"name": "a", "eps": float("nan")}, "eps: nan given"),
+        ({"name": "a", "depth": 55}, "depth: 55 given; accepted: 6n\\+2, e.g. 50 or 56"),
+        ({"name": "a", "dataset": "cifar"}, "did you mean 'cifar10'"),
+        ({"name": "a", "sampler": "tpa"}, "did you mean 'tpe'"),
+        ({"name": "a", "cpus_per_trial": 0}, "cpus_per_trial: 0 given"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_what_is_accepted(given, message):
+    with pytest.raises(InputError, match=message) as error:
+        from_layers(given, None, {})
+    assert "\n" not in str(error.value)
+
+
+def test_a_misspelt_default_of_a_space_is_named():
+    with pytest.raises(InputError, match="DEFAULTS: 'trails' \\(did you mean 'trials'"):
+        from_layers({"name": "a"}, None, {"trails": 3})
+
+
+def test_fractions_are_read_as_numbers():
+    assert fraction("8/255") == 8 / 255
+    assert fraction("0.1") == 0.1
+    for text in ("8/0", "x", ""):
+        with pytest.raises(ValueError):
+            fraction(text)

@@ -1,0 +1,86 @@
+import optuna
+import pytest
+
+from study import spaces
+from study.settings import StudySettings
+from trainables.errors import InputError
+
+SETTINGS = StudySettings(name="a", depth=8)
+
+GOOD = """
+BASELINES = {"published": {"norm": "fixup"}}
+def space(trial):
+    trial.suggest_categorical("norm", ["batchnorm", "fixup"])
+    return {"epochs": 2}
+"""
+
+
+def load(tmp_path, text):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    return spaces.load(str(path))
+
+
+def refused(tmp_path, text, n_train=1000):
+    with pytest.raises(InputError) as error:
+        spaces.try_out(load(tmp_path, text), SETTINGS, n_train)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_users_file_is_a_space(tmp_path):
+    space = load(tmp_path, GOOD)
+    spaces.try_out(space, SETTINGS, 1000)
+    trial = optuna.create_study().ask({})
+    config = spaces.configure(space, SETTINGS, trial)
+    assert (config.depth, config.epochs, config.seed, config.eps) == (8, 2, SETTINGS.seed + trial.number, SETTINGS.eps)
+
+
+def test_an_unknown_space_is_answered_with_the_nearest():
+    with pytest.raises(InputError, match="'quickstrat' \\(did you mean 'quickstart'"):
+        spaces.load("quickstrat")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        spaces.load(str(tmp_path / "none.py"))
+
+
+def test_a_space_that_raises_shows_the_users_own_line(tmp_path):
+    message = refused(tmp_path, "def space(trial):\n    ratio = 1 / 0\n    return {}\n")
+    assert "mine.py:2: ZeroDivisionError" in message and "ratio = 1 / 0" in message
+
+
+def test_a_file_that_does_not_parse_shows_the_users_own_line(tmp_path):
+    with pytest.raises(InputError, match="mine.py:1: SyntaxError"):
+        load(tmp_path, "def space(trial:\n")
+
+
+def test_a_misspelt_field_is_answered_with_the_nearest(tmp_path):
+    message = refused(tmp_path, "def space(trial):\n    trial.suggest_int('epoch', 1, 3)\n")
+    assert "unknown field 'epoch' (did you mean 'epochs'?)" in message
+
+
+def test_a_value_that_only_some_draws_reach_is_found_before_the_study_starts(tmp_path):
+    message = refused(tmp_path, "def space(trial):\n    trial.suggest_int('depth', 55, 56)\n")
+    assert message.startswith("depth:")
+
+
+@pytest.mark.parametrize(
+    "baseline,message",
+    [({}, "norm missing"), ({"norm": "fixup", "momentum": 0.9}, "momentum never suggested")],
+)
+def test_a_published_configuration_gives_exactly_what_is_suggested(tmp_path, baseline, message):
+    text = GOOD.replace('{"norm": "fixup"}', repr(baseline))
+    assert message in refused(tmp_path, text)
+
+
+def test_a_batch_larger_than_the_training_set_is_refused(tmp_path):
+    text = "def space(trial):\n    return {'batch_size_schedule.kind': 'constant', 'batch_size_schedule.size': 128}\n"
+    assert "at most the training set (100)" in refused(tmp_path, text, n_train=100)
+
+
+@pytest.mark.parametrize("text", ["SPACE = 1\n", "space = 3\n", "BASELINES = [1]\ndef space(trial): pass\n"])
+def test_a_file_of_another_shape_is_refused(tmp_path, text):
+    with pytest.raises(InputError, match="accepted"):
+        load(tmp_path, text)

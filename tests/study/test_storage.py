@@ -1,0 +1,37 @@
+import pytest
+
+from study import storage
+from trainables.errors import InputError
+
+
+def test_a_password_is_never_shown():
+    assert "secret" not in storage.redacted("postgresql://me:secret@host/db")
+    with pytest.raises(InputError) as error:
+        storage.from_url("postgresql://me:secret@127.0.0.1:1/db")
+    assert "secret" not in str(error.value) and "127.0.0.1" in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "sqlite:////no/such/folder/study.db", "nodb://x/y", ""])
+def test_a_storage_that_does_not_answer_is_one_line(url):
+    with pytest.raises(InputError, match="storage: ") as error:
+        storage.from_url(url)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_database_is_one_line(tmp_path):
+    (tmp_path / "study.db").write_text("not a database, but long enough to be read as one" * 50)
+    with pytest.raises(InputError, match="storage: "):
+        storage.from_url(f"sqlite:///{tmp_path / 'study.db'}")
+
+
+def test_looking_for_a_study_makes_no_file(tmp_path):
+    assert storage.existing(f"sqlite:///{tmp_path / 'study.db'}", "a") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_is_found_again(tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    study = storage.open_study(storage.from_url(url), "a")
+    study.add_trial(storage.optuna.trial.create_trial(values=[0.5, 1.0]))
+    assert storage.count_finished(url, "a") == 1
+    assert storage.existing(url, "b") is None

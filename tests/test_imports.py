@@ -1,0 +1,46 @@
+"""Imports point one way: study to search_spaces and trainables, never back."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.split(".")[0]
+
+
+def files(folder, but=()):
+    return [path for path in sorted((ROOT / folder).glob("*.py")) if path.name not in but]
+
+
+@pytest.mark.parametrize("path", files("trainables", but=["ray_trainable.py"]), ids=lambda p: p.name)
+def test_a_trial_needs_neither_ray_nor_optuna_nor_the_study(path):
+    assert not set(imported(path)) & {"ray", "optuna", "study", "search_spaces"}
+
+
+@pytest.mark.parametrize("path", files("search_spaces"), ids=lambda p: p.name)
+def test_a_search_space_needs_optuna_alone_of_the_stack(path):
+    assert not set(imported(path)) & {"ray", "torch", "study", "trainables"}
+
+
+RAY_HERE = ["runner.py", "search.py", "stopping.py"]
+
+
+@pytest.mark.parametrize("path", files("study", but=RAY_HERE), ids=lambda p: p.name)
+def test_ray_stays_in_the_files_that_translate(path):
+    assert not set(imported(path)) & {"ray", "torch"}
+
+
+@pytest.mark.parametrize("module", ["study.pareto", "study.report", "trainables.config"])
+def test_a_command_starts_without_torch_or_ray(module):
+    code = f"import sys, {module}; sys.exit(bool({{'torch', 'ray'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,0 +1,129 @@
+import math
+
+import pytest
+import torch
+
+from trainables import data
+from trainables.config import ConstantBatch, DataConfig, EvalConfig, GeometricBatch, PlateauBatch, TrialConfig
+from trainables.trial import Diverged, Trial, load_model
+
+CPU = torch.device("cpu")
+EVALUATION = EvalConfig(eps=0.1, attack_steps=3, examples=60, curve_examples=20)
+CONFIG = TrialConfig(
+    depth=8, norm="batchnorm", batch_size_schedule=GeometricBatch(first=64, last=256), lr_batch_ratio=1e-3, epochs=3
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+def timeless(curve):
+    return [{name: value for name, value in row.items() if name != "train_seconds"} for row in curve]
+
+
+def train(trial):
+    while not trial.done:
+        trial.train_epoch()
+    return trial
+
+
+CONFIGS = [
+    CONFIG,
+    CONFIG.model_copy(update={"norm": "fixup", "nesterov": True, "lr_schedule": "cosine"}),
+    CONFIG.model_copy(update={"norm": "robustnorm", "eval_statistics": "batch"}),
+    CONFIG.model_copy(update={"training": "free", "lr_schedule": "accelat", "eps": 0.1}),
+    CONFIG.model_copy(update={"training": "trades", "pgd_steps": 2, "eps": 0.1}),
+    CONFIG.model_copy(update={"training": "fgsm", "batch_size_schedule": PlateauBatch(first=64, last=256, patience=1)}),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.norm}-{c.training}")
+def test_a_resumed_trial_equals_the_uninterrupted_one(digits, config, tmp_path):
+    whole = train(Trial(config, digits, EVALUATION, CPU))
+    first = Trial(config, digits, EVALUATION, CPU)
+    first.train_epoch()
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second = Trial(config, digits, EVALUATION, CPU)
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    seconds_before = second.train_seconds
+    train(second)
+    assert timeless(second.curve) == timeless(whole.curve)
+    for mine, theirs in zip(second.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert second.train_seconds > seconds_before == first.train_seconds
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(digits):
+    runs = [train(Trial(CONFIG.model_copy(update={"seed": seed}), digits, EVALUATION, CPU)) for seed in (1, 1, 2)]
+    assert timeless(runs[0].curve) == timeless(runs[1].curve)
+    assert runs[0].curve[-1]["train_loss"] != runs[2].curve[-1]["train_loss"]
+
+
+def test_warming_up_changes_nothing(digits):
+    cold, warm = Trial(CONFIG, digits, EVALUATION, CPU), Trial(CONFIG, digits, EVALUATION, CPU)
+    warm.warm_up()
+    assert timeless([cold.train_epoch()]) == timeless([warm.train_epoch()])
+
+
+def test_training_learns_and_follows_its_schedules(digits):
+    trial = train(Trial(CONFIG, digits, EVALUATION, CPU))
+    assert [row["batch_size"] for row in trial.curve] == [64, 128, 256]
+    assert [row["lr"] for row in trial.curve] == pytest.approx([0.064, 0.128, 0.256])
+    assert trial.curve[-1]["clean_accuracy"] > 0.5
+    assert [row["n_examples"] for row in trial.curve] == [20, 20, 60]
+
+
+def test_a_fixed_lr_stays_that_of_the_first_batch_size(digits):
+    trial = train(Trial(CONFIG.model_copy(update={"lr_follows_batch": False}), digits, EVALUATION, CPU))
+    assert [row["lr"] for row in trial.curve] == pytest.approx([0.064] * 3)
+
+
+def test_divergence_ends_the_trial_at_the_end_of_its_epoch(digits):
+    config = CONFIG.model_copy(update={"lr_batch_ratio": 1.0, "norm": "fixup", "epochs": 20})
+    with pytest.raises(Diverged, match="epoch"):
+        train(Trial(config, digits, EVALUATION, CPU))
+
+
+def test_training_does_not_see_validation_or_test(digits):
+    poisoned = data.Split(torch.zeros_like(digits.test.images), digits.test.labels)
+    changed = type(digits)(**{**vars(digits), "test": poisoned})
+    rows = [Trial(CONFIG, dataset, EVALUATION, CPU).train_epoch() for dataset in (digits, changed)]
+    assert timeless(rows[:1]) == timeless(rows[1:])
+    blind = type(digits)(**{**vars(digits), "validation": poisoned})
+    assert Trial(CONFIG, blind, EVALUATION, CPU).train_epoch()["train_loss"] == rows[0]["train_loss"]
+
+
+def test_saved_weights_load_as_the_same_classifier(digits, tmp_path):
+    for norm in ("batchnorm", "fixup", "robustnorm", "groupnorm"):
+        config = CONFIG.model_copy(update={"norm": norm, "epochs": 1, "batch_size_schedule": ConstantBatch(size=128)})
+        trial = train(Trial(config, digits, EVALUATION, CPU))
+        trial.save_weights(tmp_path / "model.safetensors")
+        model = load_model(tmp_path / "model.safetensors")
+        x = data.to_float(digits.validation.images[:16])
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), trial.model.eval()(x))
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(digits):
+    state = Trial(CONFIG, digits, EVALUATION, CPU).state_dict()
+    with pytest.raises(ValueError, match="another trial"):
+        Trial(CONFIG.model_copy(update={"seed": 9}), digits, EVALUATION, CPU).load_state_dict(state)
+
+
+def test_every_number_of_a_row_is_finite(digits):
+    row = Trial(CONFIG, digits, EVALUATION, CPU).train_epoch()
+    assert all(math.isfinite(value) for value in row.values())
+
+
+def test_the_default_data_is_digits():
+    assert DataConfig().name == "digits"
