@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import ExitStack
+from functools import partial
 
 import optuna
 from rich.console import Console
@@ -43,7 +44,7 @@ def conduct(settings: StudySettings, space: Space) -> int:
             console.print(message, highlight=False, soft_wrap=True)
             write_study_json(settings, settings.folder, resources)
             with Progress(console, settings.trials, done) as progress:
-                ending = runner.run(study, space, settings, resources, progress)
+                ending = runner.run(study, partial(spaces.configure, space, settings), settings, resources, progress)
         finish(study, settings, console, ending)
     return 130 if ending == "interrupted" else 0
 

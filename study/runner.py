@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -17,8 +17,8 @@ from study.progress import Progress
 from study.results import checkpoint_folder, short_name, sync_models, write_tables
 from study.search import StudySearch, requeue_interrupted
 from study.settings import StudySettings
-from study.spaces import Space
 from study.storage import n_finished
+from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.ray_trainable import RayTrial
 
@@ -146,9 +146,20 @@ class Watch(tune.Callback):
 
 
 def run(
-    study: optuna.Study, space: Space, settings: StudySettings, resources: dict[str, float], progress: Progress
+    study: optuna.Study,
+    configure: Callable[[optuna.Trial], TrialConfig],
+    settings: StudySettings,
+    resources: dict[str, float],
+    progress: Progress,
 ) -> str:
     """Run trials until `settings.trials` have finished.
+
+    Args:
+        study: With its sampler, trials to hand out first already WAITING in it.
+        configure: The configuration of a trial that has none yet.
+        settings: Of the study.
+        resources: Of the cluster.
+        progress: Shown while it runs.
 
     Returns:
         "finished", "interrupted" or "timeout".
@@ -174,7 +185,7 @@ def run(
         }
 
     stop = StopRequest(settings.timeout)
-    search = StudySearch(study, space, settings, n_concurrent(settings, resources), worker_config, told)
+    search = StudySearch(study, configure, n_concurrent(settings, resources), worker_config, told)
     tuner = tune.Tuner(
         tune.with_resources(RayTrial, {"cpu": settings.cpus_per_trial, "gpu": gpus_per_trial(settings, resources)}),
         tune_config=tune.TuneConfig(

@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 from sqlalchemy.exc import SQLAlchemyError
 
 from study.settings import StudySettings
-from study.spaces import Space, configure, refuse_incomplete
+from study.spaces import Space
 from study.storage import OBJECTIVES
 from trainables.config import TrialConfig
 
@@ -86,8 +86,8 @@ class StudySearch(Searcher):
 
     Args:
         study: With its sampler; the caller holds the study's lock.
-        space: What may vary.
-        settings: Of the study.
+        configure: The configuration of a new trial, from what its space suggests. A trial that has
+            its configuration already (it was interrupted, or enqueued with one) keeps it.
         n_concurrent: Trials that may run at once.
         worker_config: What each trial's worker is told besides its number and configuration.
         on_told: Called with the trial's number after its end is in the storage.
@@ -100,14 +100,13 @@ class StudySearch(Searcher):
     def __init__(
         self,
         study: Study,
-        space: Space,
-        settings: StudySettings,
+        configure: Callable[[optuna.Trial], TrialConfig],
         n_concurrent: int,
         worker_config: Callable[[int], dict[str, object]],
         on_told: Callable[[int], None],
     ) -> None:
         super().__init__()
-        self.study, self.space, self.settings = study, space, settings
+        self.study, self.configure = study, configure
         self.n_concurrent, self.worker_config, self.on_told = n_concurrent, worker_config, on_told
         self.running: dict[str, optuna.Trial] = {}  # by Tune's trial id
         self.configs: dict[str, TrialConfig] = {}
@@ -129,17 +128,15 @@ class StudySearch(Searcher):
 
     def _ask(self, trial_id: str) -> dict[str, object]:
         trial = self.study.ask()
-        config = configure(self.space, self.settings, trial)
-        label = trial.user_attrs.get("label")
-        if label in self.space.baselines:
-            refuse_incomplete(self.space, label, trial.params)
+        stored = trial.user_attrs.get("config")
+        config = TrialConfig(**stored) if stored else self.configure(trial)
         trial.set_user_attr("config", config.model_dump(mode="json"))
         trial.set_user_attr("tune_trial_id", trial_id)
         self.running[trial_id], self.configs[trial_id] = trial, config
         self.curves[trial_id] = list(trial.user_attrs.get("curve", []))
         return {
             "number": trial.number,
-            "label": label or "",
+            "label": trial.user_attrs.get("label", ""),
             "trial": config.model_dump(mode="json"),
             **self.worker_config(trial.number),
         }

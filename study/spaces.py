@@ -86,7 +86,8 @@ def configure(space: Space, settings: StudySettings, trial: optuna.Trial) -> Tri
     """The trial's configuration: what the space suggests and returns, and what the study settles.
 
     Raises:
-        InputError: If the space raises, or suggests or returns what TrialConfig does not accept.
+        InputError: If the space raises, or suggests or returns what TrialConfig does not accept, or
+            the trial is a published configuration that lacks a parameter.
     """
     try:
         constants = space.function(trial)
@@ -97,13 +98,16 @@ def configure(space: Space, settings: StudySettings, trial: optuna.Trial) -> Tri
     if not isinstance(constants, dict | None):
         raise InputError(f"space: {space.path} returned {type(constants).__name__}; accepted: a dict of constants")
     constants = dict(constants or {})
-    for field, value in [("depth", settings.depth), ("seed", settings.seed + trial.number)]:
-        if field in trial.params and value is not None:
-            raise InputError(f"{field}: suggested by {space.path}; accepted: a value of the study (--{field})")
-        if value is not None:
-            constants[field] = value
-    if "eps" not in trial.params:
-        constants.setdefault("eps", settings.eps)
+    label = trial.user_attrs.get("label")
+    if label in space.baselines:
+        refuse_incomplete(space, label, trial.params)
+    if settings.depth is not None:
+        if "depth" in trial.params:
+            raise InputError(f"depth: {settings.depth} given, but {space.path} suggests it; accepted: one of the two")
+        constants["depth"] = settings.depth
+    for field, value in [("seed", settings.seed + trial.number), ("eps", settings.eps)]:
+        if field not in trial.params:
+            constants.setdefault(field, value)
     twice = sorted(set(constants) & set(trial.params))
     if twice:
         raise InputError(f"{twice[0]}: both suggested and returned by {space.path}; accepted: one of the two")
@@ -120,13 +124,11 @@ def try_out(space: Space, settings: StudySettings, n_train: int) -> None:
     study = optuna.create_study(
         directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed=settings.seed)
     )
-    for params in space.baselines.values():
-        study.enqueue_trial(params)
+    for label, params in space.baselines.items():
+        study.enqueue_trial(params, user_attrs={"label": label})
     for label in [*space.baselines, *[None] * N_TRIED]:
         trial = study.ask()
         config = configure(space, settings, trial)
-        if label is not None:
-            refuse_incomplete(space, label, trial.params)
         if config.batch_size_schedule.largest > n_train:
             raise InputError(
                 f"batch_size_schedule: {config.batch_size_schedule.largest} images in a batch given"

@@ -153,10 +153,13 @@ class DataConfig(Frozen):
 
 
 class EvalConfig(Frozen):
-    """How a trial is judged: PGD (Madry et al. 2018) on validation images.
+    """How a trial is judged, by PGD (Madry et al. 2018).
 
-    `examples` are attacked at the end of the trial, `curve_examples` after each epoch before it.
+    `curve_examples` validation images are attacked after each epoch, `examples` of `split` at the
+    trial's end. A search never asks for test.
     """
+
+    split: Literal["validation", "test"] = "validation"
 
     eps: Eps = 8 / 255
     attack_steps: Annotated[int, Field(ge=1, le=10000)] = 10

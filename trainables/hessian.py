@@ -36,7 +36,7 @@ def dominant_eigenvalues(
         loss: Logits and labels to the batch's mean loss, e.g. `F.cross_entropy`.
         data: Batches, on the model's device; a batch counts by its size. All are kept for the duration of the call.
         k: How many, from 1 to one fewer than there are parameters.
-        iterations: Restarts of Lanczos at most; each takes up to max(k, 20 - k) passes over `data`.
+        iterations: Restarts of Lanczos at most; each takes up to max(k + 1, 20 - k) passes over `data`.
         tolerance: Residual |Hv - λv| relative to |λ| of a unit eigenvector v, at which λ has converged;
             λ itself is then more accurate. Below 1e-6 single precision doesn't get there.
         generator: Draws the first vector; None: torch's global one.
@@ -46,7 +46,7 @@ def dominant_eigenvalues(
 
     Raises:
         ValueError: If `k` is out of range or `data` is empty.
-        RuntimeError: If fewer than `k` eigenvalues converged.
+        RuntimeError: If fewer than `k` eigenvalues converged, or the Hessian is not finite.
 
     Source: Lehoucq, Sorensen, Yang 1998, ARPACK Users' Guide; for networks, with power iteration instead,
     Yao et al. 2018, arXiv:1802.08241.
@@ -65,9 +65,17 @@ def dominant_eigenvalues(
         directions = unflatten(torch.from_numpy(vector.reshape(-1)), parameters)
         return hessian_vector_product(model, loss, batches, parameters, directions).cpu().double().numpy()
 
+    first = product(start)
+    if not np.isfinite(first).all():
+        raise RuntimeError("the Hessian is not finite; accepted: weights and images with a finite loss")
+    if not first.any():  # no Hessian but zero maps a random vector to zero, and ARPACK refuses that one
+        return parameters[0].new_zeros(k)
     hessian = LinearOperator((n, n), matvec=product, dtype=np.float64)
     try:
-        found = eigsh(hessian, k, which="LM", v0=start, maxiter=iterations, tol=tolerance, return_eigenvectors=False)
+        # `rng` draws where the vectors so far span an invariant subspace.
+        found = eigsh(
+            hessian, k, v0=start, maxiter=iterations, tol=tolerance, return_eigenvectors=False, which="LM", rng=0
+        )
     except ArpackNoConvergence as error:
         raise RuntimeError(
             f"{len(error.eigenvalues)} of {k} eigenvalues converged in {iterations} iterations to {tolerance}; "

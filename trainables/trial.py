@@ -111,9 +111,10 @@ class Trial:
         return self.curve[-1]
 
     def _evaluate(self, last: bool) -> dict[str, float]:
-        """Clean and adversarial accuracy on validation; never on test."""
+        """Clean and adversarial accuracy; on validation, but for the last one of a trial that is judged on test."""
         n_examples = self.evaluation.examples if last else self.evaluation.curve_examples
-        x, y = first_examples(self.dataset.validation, n_examples)
+        use_test = last and self.evaluation.split == "test"
+        x, y = first_examples(self.dataset.test if use_test else self.dataset.validation, n_examples)
         attack = evaluation_attack(self.model, self.evaluation, self.config.seed)
         return {
             "clean_accuracy": accuracy(self.model, x, y, EVAL_BATCH),

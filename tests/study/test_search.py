@@ -1,5 +1,6 @@
 import math
 import pickle
+from functools import partial
 
 import optuna
 import pytest
@@ -36,7 +37,8 @@ def new_study(storage=None, n_existing=0):
 def new_search(study, space, n_concurrent=2):
     told = []
     search.enqueue_baselines(study, space)
-    searcher = search.StudySearch(study, space, SETTINGS, n_concurrent, lambda number: {"folder": "f"}, told.append)
+    configure = partial(spaces.configure, space, SETTINGS)
+    searcher = search.StudySearch(study, configure, n_concurrent, lambda number: {"folder": "f"}, told.append)
     return searcher, told
 
 
@@ -130,6 +132,14 @@ def test_a_trial_interrupted_before_it_had_parameters_is_not_lost(space, tmp_pat
     search.requeue_interrupted(study)
     searcher, _ = new_search(study, space)
     assert searcher.suggest("t0")["number"] == 0
+
+
+def test_a_trial_enqueued_with_its_configuration_keeps_it(space):
+    study = new_study()
+    study.enqueue_trial({}, user_attrs={"label": "mine", "config": {"depth": 14, "epochs": EPOCHS, "seed": 7}})
+    searcher, _ = new_search(study, space)
+    config = searcher.suggest("t0")
+    assert (config["label"], config["trial"]["depth"], config["trial"]["seed"]) == ("mine", 14, 7)
 
 
 def test_an_end_that_the_storage_does_not_take_is_told_later(space, monkeypatch):

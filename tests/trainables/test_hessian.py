@@ -15,7 +15,7 @@ def seeded(seed=0):
 
 
 def small_network():
-    """41 parameters, in double precision."""
+    """43 parameters that are trained and 3 that are not, in double precision."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3, bias=False), nn.BatchNorm1d(3))
     network[4].weight.requires_grad_(False)
     for parameter in network.parameters():
@@ -83,6 +83,7 @@ def test_batches_of_unequal_size_equal_one_batch():
     torch.testing.assert_close(cut, whole, rtol=1e-9, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:Using backward:UserWarning")
 def test_eigenvalues_agree_with_pyhessian(trained):
     pyhessian = pytest.importorskip("pyhessian")
     network, batches = trained
@@ -115,6 +116,32 @@ def test_the_model_is_left_as_it_was(trained, training):
     assert [module.training for module in network.modules()] == modes
     assert torch.equal(network.classifier.bias.grad, torch.full_like(network.classifier.bias, 0.25))
     assert [name for name, value in network.named_parameters() if value.grad is not None] == ["classifier.bias"]
+
+
+def test_a_loss_without_curvature_has_eigenvalues_of_zero():
+    batch = torch.rand(4, 3, generator=seeded()), torch.zeros(4)
+    found = dominant_eigenvalues(nn.Linear(3, 2), lambda outputs, y: outputs.mean(), [batch], 2)
+    assert torch.equal(found, torch.zeros(2))
+
+
+def test_weights_that_are_not_finite_are_an_error():
+    network = nn.Linear(3, 2)
+    nn.init.constant_(network.weight, torch.nan)
+    with pytest.raises(RuntimeError, match="not finite"):
+        dominant_eigenvalues(network, F.cross_entropy, [(torch.zeros(1, 3), torch.tensor([0]))], 1)
+
+
+def test_eigenvalues_beyond_the_rank_are_zero_and_repeatable():
+    """One example, two classes: rank 1, so Lanczos meets an invariant subspace at once."""
+    network = nn.Linear(3, 2, bias=False).double()
+    nn.init.zeros_(network.weight)
+    x = torch.tensor([[1.0, 2.0, 2.0]]).double()
+    first, second = (
+        dominant_eigenvalues(network, F.cross_entropy, [(x, torch.tensor([0]))], 2, generator=seeded()) for _ in "ab"
+    )
+    # Hessian (diag p - p p^T) x x^T with p = 1/2: eigenvalue 1/2 · |x|^2.
+    torch.testing.assert_close(first, torch.tensor([4.5, 0.0]).double())
+    assert torch.equal(first, second)
 
 
 def test_same_generator_same_eigenvalues(trained):

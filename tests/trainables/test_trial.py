@@ -103,6 +103,14 @@ def test_training_does_not_see_validation_or_test(digits):
     assert Trial(CONFIG, blind, EVALUATION, CPU).train_epoch()["train_loss"] == rows[0]["train_loss"]
 
 
+def test_test_images_judge_only_the_end_of_a_trial_that_asks_for_them(digits):
+    evaluation = EVALUATION.model_copy(update={"split": "test", "examples": 297})
+    on_test = train(Trial(CONFIG, digits, evaluation, CPU))
+    on_validation = train(Trial(CONFIG, digits, EVALUATION, CPU))
+    assert timeless(on_test.curve[:-1]) == timeless(on_validation.curve[:-1])
+    assert on_test.curve[-1]["n_examples"] == len(digits.test)
+
+
 def test_saved_weights_load_as_the_same_classifier(digits, tmp_path):
     for norm in ("batchnorm", "fixup", "robustnorm", "groupnorm"):
         config = CONFIG.model_copy(update={"norm": norm, "epochs": 1, "batch_size_schedule": ConstantBatch(size=128)})
