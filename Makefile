@@ -20,8 +20,8 @@ lint: .venv/installed-test
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-# torchattacks asks for a requests of 2020 that it never imports; it comes alone.
+# torchattacks asks for a requests of 2020 that it never imports, pyhessian for nothing new: they come alone.
 .venv/installed-test: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
-	$(BIN)/pip install --quiet --no-deps torchattacks==3.5.1
+	$(BIN)/pip install --quiet --no-deps torchattacks==3.5.1 pyhessian==0.1
 	touch $@

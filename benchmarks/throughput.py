@@ -64,6 +64,8 @@ from trainables.files import write_whole
 
 PAUSE = 3.0  # seconds, untimed, in which one side's workers exit before the other side starts
 
+SETTINGS_IN_JSON = {"dataset", "depth", "eps", "attack_steps", "eval_examples", "cpus_per_trial", "concurrent", "seed"}
+
 # The longest first, so that no side waits long for its last trial alone.
 CONFIGURATIONS = {
     "Fixup 8→128": {"norm": "fixup", "batch_size_schedule.kind": "geometric", "batch_size_schedule.first": 8},
@@ -278,11 +280,13 @@ def side_json(side: Side) -> dict[str, object]:
 
 
 def hardware(resources: dict[str, float]) -> dict[str, object]:
+    """Without the nodes' addresses, which Ray lists among its resources."""
+    ray_resources = {name: amount for name, amount in resources.items() if not name.startswith("node:")}
     return {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "machine": platform.machine(),
-        "ray_resources": resources,
+        "ray_resources": ray_resources,
     }
 
 
@@ -338,7 +342,7 @@ def command(depth: int, rounds: int, concurrent: int, epochs: int, configuration
     console.print(configuration_table(rows))
     console.print(
         f"A study runs {ratio['mean']:.2f} times as many trials per hour "
-        f"({ratio['low']:.2f} to {ratio['high']:.2f} over {rounds} rounds).",
+        f"({ratio['low']:.2f} to {ratio['high']:.2f} in {rounds} round{'s' * (rounds > 1)}).",
         highlight=False,
     )
     if out is not None:
@@ -357,9 +361,6 @@ def command(depth: int, rounds: int, concurrent: int, epochs: int, configuration
         }
         write_whole(out, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     return 0
-
-
-SETTINGS_IN_JSON = {"dataset", "depth", "eps", "attack_steps", "eval_examples", "cpus_per_trial", "concurrent", "seed"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

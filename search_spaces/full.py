@@ -48,8 +48,8 @@ def space(trial: optuna.Trial) -> dict[str, object]:
 
 
 def suggest_training(trial: optuna.Trial) -> None:
-    training = trial.suggest_categorical("training", ["natural", "pgd", "fgsm", "free", "trades"])
-    if training in ("pgd", "trades"):
+    training = trial.suggest_categorical("training", ["natural", "pgd", "fgsm", "free", "trades", "static"])
+    if training in ("pgd", "trades", "static"):
         trial.suggest_int("pgd_steps", 2, 10)
     if training == "trades":
         trial.suggest_float("trades_beta", 1.0, 10.0)
@@ -65,7 +65,8 @@ def suggest_norm(trial: optuna.Trial) -> None:
 
 def suggest_optimizer(trial: optuna.Trial) -> None:
     trial.suggest_float("lr_batch_ratio", 1e-4, 5e-3, log=True)
-    trial.suggest_categorical("lr_schedule", ["constant", "multistep", "cosine", "onecycle", "exponential", "accelat"])
+    schedules = ["constant", "multistep", "linear", "cosine", "onecycle", "exponential", "accelat"]
+    trial.suggest_categorical("lr_schedule", schedules)
     if trial.suggest_categorical("momentum", [0.0, 0.5, 0.9, 0.95]) > 0:
         trial.suggest_categorical("nesterov", [True, False])
     trial.suggest_float("weight_decay", 1e-5, 5e-3, log=True)

@@ -29,8 +29,8 @@ def space(trial: optuna.Trial) -> dict[str, object]:
         trial.suggest_categorical("batch_size_schedule.first", [8, 16, 32])
         trial.suggest_categorical("lr_follows_batch", [True, False])
         constants["batch_size_schedule.last"] = 128
-    trial.suggest_float("lr_batch_ratio", 1e-4, 3e-3, log=True)
+    trial.suggest_float("lr_batch_ratio", 2e-4, 3e-3, log=True)
     trial.suggest_categorical("norm", ["batchnorm", "fixup", "robustnorm", "groupnorm"])
-    trial.suggest_float("momentum", 0.0, 0.95)
-    trial.suggest_int("epochs", 3, 12)
+    trial.suggest_float("momentum", 0.5, 0.95)
+    trial.suggest_int("epochs", 4, 12)
     return constants

@@ -1,6 +1,7 @@
 """A study from its settings to its results: storage, run, tables, pictures."""
 
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
@@ -14,6 +15,7 @@ from study.results import front_hypervolume, sync_models, write_study_json, writ
 from study.settings import StudySettings
 from study.spaces import Space
 from trainables import data
+from trainables.config import TrialConfig
 
 SECRET_OR_LOCAL = {"storage", "address", "results_dir"}  # not stored with the study
 PLAIN_WIDTH = 120  # columns where stdout is no terminal
@@ -28,6 +30,26 @@ def conduct(settings: StudySettings, space: Space) -> int:
     """
     dataset = data.load(settings.dataset, settings.data.data_dir)
     spaces.try_out(space, settings, len(dataset.train))
+    return carry_out(settings, partial(open_study, settings, space), partial(spaces.configure, space, settings), finish)
+
+
+def carry_out(
+    settings: StudySettings,
+    prepare: Callable[[], optuna.Study],
+    configure: Callable[[optuna.Trial], TrialConfig],
+    finish: Callable[[optuna.Study, StudySettings, Console, str], None],
+) -> int:
+    """What every kind of study has in common, under the lock of its folder; returns the exit status.
+
+    Args:
+        settings: Of the study.
+        prepare: Opens the study, with all that is to be handed out first.
+        configure: The configuration of a trial that has none yet.
+        finish: Writes the results; called with the study, its settings, the console and how the run ended.
+
+    Raises:
+        InputError: If there is no such cluster, or another driver runs the study.
+    """
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     with ExitStack() as stack:
         if settings.folder.exists():
@@ -37,14 +59,14 @@ def conduct(settings: StudySettings, space: Space) -> int:
         if not settings.folder.exists():
             settings.folder.mkdir(parents=True)
             stack.enter_context(driver_lock(settings.folder))
-        study = open_study(settings, space)
+        study = prepare()
         ending = "finished"
         if resources is not None:
             message = f"Study {settings.name}: {settings.trials} trials, results in {settings.folder}"
             console.print(message, highlight=False, soft_wrap=True)
             write_study_json(settings, settings.folder, resources)
             with Progress(console, settings.trials, done) as progress:
-                ending = runner.run(study, partial(spaces.configure, space, settings), settings, resources, progress)
+                ending = runner.run(study, configure, settings, resources, progress)
         finish(study, settings, console, ending)
     return 130 if ending == "interrupted" else 0
 

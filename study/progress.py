@@ -67,7 +67,9 @@ def ended_line(trial: FrozenTrial) -> str:
     head = f"#{trial.number} {describe(trial)}"
     if trial.state is TrialState.COMPLETE:
         accuracy, seconds = trial.values
-        return f"{head}: adversarial {accuracy:.3f}, clean {trial.user_attrs['clean_accuracy']:.3f}, {seconds:.1f} s"
+        line = f"{head}: adversarial {accuracy:.3f}, clean {trial.user_attrs['clean_accuracy']:.3f}, {seconds:.1f} s"
+        _, _, warning = trial.user_attrs.get("reason", "").partition("; ")
+        return f"{line}; {warning}" if warning else line
     return f"{head}: {trial.state.name.lower()}, {trial.user_attrs.get('reason', '')}"
 
 

@@ -97,6 +97,7 @@ def row(trial: FrozenTrial) -> dict[str, object]:
             "measured_seconds": attrs["measured_seconds"],
             "calibrated_seconds": attrs.get("calibrated_seconds"),
         }
+        columns |= attrs.get("probes", {})
     columns |= {
         name: json.dumps(value) if isinstance(value, list | dict) else value
         for name, value in flatten(attrs.get("config", {})).items()

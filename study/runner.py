@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from trainables.ray_trainable import RayTrial
 
 logger = logging.getLogger(__name__)
 
+ANSWER_SECONDS = 10  # for a cluster to accept a connection
 OBJECT_STORE_BYTES = 200_000_000  # trials share no objects; Ray's default takes 30 % of the memory
 
 QUIET = {
@@ -49,6 +51,7 @@ def cluster(settings: StudySettings) -> Iterator[dict[str, float]]:
         InputError: If nothing answers at the address, or one trial needs more than the cluster has.
     """
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    require_reachable(settings.address)
     local = {} if settings.address else {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": True}
     try:
         ray.init(address=settings.address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
@@ -70,6 +73,23 @@ def cluster(settings: StudySettings) -> Iterator[dict[str, float]]:
         yield resources
     finally:
         ray.shutdown()
+
+
+def require_reachable(address: str | None) -> None:
+    """Ray itself keeps trying for minutes where nothing answers.
+
+    Raises:
+        InputError: If `address` names a host and port, and nothing listens there.
+    """
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"address: {address!r} given ({error}); accepted: `auto`, or host:port of a running Ray cluster"
+        ) from None
 
 
 def gpus_per_trial(settings: StudySettings, resources: dict[str, float]) -> float:

@@ -9,6 +9,7 @@ its parameters, and the worker goes on from the checkpoint of that number.
 import logging
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -21,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from study.settings import StudySettings
 from study.spaces import Space
 from study.storage import OBJECTIVES
-from trainables.config import TrialConfig
+from trainables.config import Probe, TrialConfig
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,12 @@ def outcome(result: dict[str, object], epochs: int) -> tuple[TrialState | None, 
     return TrialState.COMPLETE, [float(value) for value in values], "finished"
 
 
+def probe_values(result: dict[str, object]) -> dict[str, object]:
+    """What the probes found, under dotted names such as `hessian.1`."""
+    prefixes = tuple(f"{name}." for name in get_args(Probe))
+    return {name: value for name, value in result.items() if name.startswith(prefixes)}
+
+
 class StudySearch(Searcher):
     """A Ray Tune Searcher that asks and tells an Optuna study.
 
@@ -92,8 +99,8 @@ class StudySearch(Searcher):
         worker_config: What each trial's worker is told besides its number and configuration.
         on_told: Called with the trial's number after its end is in the storage.
 
-    An exception in a hook would make Tune retry a finished trial, so hooks keep it in `problem`, for
-    the runner to raise where Tune lets it through. An end that the storage did not take (locked, no
+    An exception after a trial's end would make Tune retry the finished trial, so those hooks keep it
+    in `problem`, to be raised where Tune lets it through. An end that the storage did not take (locked, no
     room) stays in a queue that `flush` empties.
     """
 
@@ -118,15 +125,13 @@ class StudySearch(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> dict[str, object] | None:
-        if self.problem or len(self.running) >= self.n_concurrent:
+        """Raises:
+        Exception: What is wrong with the study; here, unlike in the other hooks, Tune lets it through.
+        """
+        if self.problem:
+            raise self.problem
+        if len(self.running) >= self.n_concurrent:
             return None
-        try:
-            return self._ask(trial_id)
-        except Exception as error:
-            self.problem = error
-            return None
-
-    def _ask(self, trial_id: str) -> dict[str, object]:
         trial = self.study.ask()
         stored = trial.user_attrs.get("config")
         config = TrialConfig(**stored) if stored else self.configure(trial)
@@ -156,10 +161,12 @@ class StudySearch(Searcher):
         trial.set_user_attr("curve", self.curves[trial_id])
 
     def _extend_curve(self, trial_id: str, result: dict[str, object]) -> None:
-        """Rows of epochs before the one reported, then its own: a resumed trial may repeat an epoch."""
+        """Add the epoch reported, and those before it that a resumed trial's worker knows of; the newest row counts."""
         if "epoch" in result:
-            row = {name: result[name] for name in CURVE}
-            self.curves[trial_id] = [old for old in self.curves[trial_id] if old["epoch"] < row["epoch"]] + [row]
+            rows = {row["epoch"]: row for row in self.curves[trial_id] if row["epoch"] < result["epoch"]}
+            for row in [*result.get("earlier", []), result]:
+                rows[row["epoch"]] = {name: row[name] for name in CURVE}
+            self.curves[trial_id] = [rows[epoch] for epoch in sorted(rows)]
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         if error or trial_id not in self.running:
@@ -192,6 +199,9 @@ class StudySearch(Searcher):
         if state is TrialState.COMPLETE:
             attrs |= {name: result[name] for name in ("clean_accuracy", "n_examples")}
             attrs["measured_seconds"] = result["train_seconds"]
+            attrs["probes"] = probe_values(result)
+        if "warning" in result:
+            attrs["reason"] = f"{reason}; {result['warning']}"
         self.untold.append((trial, state, values, attrs))
         self.flush()
 

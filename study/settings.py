@@ -69,18 +69,21 @@ class StudySettings(Frozen):
 
 
 def from_layers(
-    given: dict[str, object], stored: dict[str, object] | None, defaults: dict[str, object]
+    given: dict[str, object],
+    stored: dict[str, object] | None,
+    defaults: dict[str, object],
+    kind: type[StudySettings] = StudySettings,
 ) -> StudySettings:
-    """What the user gave, over what the study was made with, over the space's defaults.
+    """What the user gave, over what the study was made with, over the space's defaults, as settings of a `kind`.
 
     Raises:
         InputError: If a value is not accepted, or differs from the study's own.
     """
-    unknown = set(defaults) - set(StudySettings.model_fields)
+    unknown = set(defaults) - set(kind.model_fields)
     if unknown:
-        raise InputError(f"DEFAULTS: {nearest(min(unknown), StudySettings.model_fields)}")
+        raise InputError(f"DEFAULTS: {nearest(min(unknown), kind.model_fields)}")
     try:
-        settings = StudySettings(**{**defaults, **(stored or {}), **given})
+        settings = kind(**{**defaults, **(stored or {}), **given})
         if settings.depth is not None:
             six_n_plus_two(settings.depth)
     except ValidationError as error:

@@ -100,7 +100,7 @@ def configure(space: Space, settings: StudySettings, trial: optuna.Trial) -> Tri
     constants = dict(constants or {})
     label = trial.user_attrs.get("label")
     if label in space.baselines:
-        refuse_incomplete(space, label, trial.params)
+        refuse_incomplete(space, label, trial)
     if settings.depth is not None:
         if "depth" in trial.params:
             raise InputError(f"depth: {settings.depth} given, but {space.path} suggests it; accepted: one of the two")
@@ -136,13 +136,17 @@ def try_out(space: Space, settings: StudySettings, n_train: int) -> None:
             )
 
 
-def refuse_incomplete(space: Space, label: str, suggested: dict[str, object]) -> None:
-    """Optuna samples what a starting configuration leaves out, silently; here it is a mistake.
+def refuse_incomplete(space: Space, label: str, trial: optuna.Trial) -> None:
+    """What Optuna does with a starting configuration silently is a mistake here: it samples what is left out,
+    ignores what is never suggested, and takes what lies out of range.
 
     Raises:
-        InputError: If the published configuration lacks a parameter, or has one the space never suggests.
+        InputError: If the published configuration lacks a parameter, has one too many, or one out of range.
     """
-    given = space.baselines[label]
+    given, suggested = space.baselines[label], trial.distributions
     for field in sorted(set(suggested) ^ set(given)):
         what = "missing" if field in suggested else "never suggested"
         raise InputError(f"BASELINES: {label!r}: {field} {what} in {space.path}; accepted: {', '.join(suggested)}")
+    for field, distribution in suggested.items():
+        if not distribution._contains(distribution.to_internal_repr(given[field])):
+            raise InputError(f"BASELINES: {label!r}: {field}: {given[field]!r} given; accepted: {distribution}")

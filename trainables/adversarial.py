@@ -119,6 +119,44 @@ def divergence(clean: Tensor, adversarial: Tensor, reduction: str) -> Tensor:
     return F.kl_div(F.log_softmax(adversarial, 1), F.log_softmax(clean, 1), reduction=reduction, log_target=True)
 
 
+def craft(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    step_size: float | None = None,
+    generator: torch.Generator,
+    batch_size: int = 256,
+) -> Tensor:
+    """Images that attack the model as it is, in eval mode: where PGD ends.
+
+    `static` training and evaluation against the initial weights use the same such images in every epoch. They
+    stand for the authors' code of AccelAT, which crafts adversarial images of the training and of the test set
+    before training starts, by Foolbox's LinfPGD (40 steps of eps/30 from a random start) against a network that
+    has ImageNet's weights and a new classifier. Here the initial weights are random, which makes a weaker attack.
+
+    Args:
+        x: (N, C, H, W), in [0, 1].
+        y: (N,), labels.
+        eps: l-inf radius in pixel units.
+        steps: Gradients per image.
+        step_size: In pixel units; None: 2.5·eps/steps.
+        generator: On the images' device; draws the starts.
+        batch_size: Images per call of the model.
+
+    Returns:
+        (N, C, H, W), in [0, 1] and within `eps` of `x`.
+
+    Source: github.com/farzadnikfam/AccelAT, accelat.py and function_attack.py.
+    """
+    attack = last_iterate(eps, steps, step_size or default_step_size(eps, steps), generator)
+    with evaluating(model):
+        batches = zip(x.split(batch_size), y.split(batch_size), strict=True)
+        return torch.cat([attack(model, images, labels) for images, labels in batches])
+
+
 def against(attack: Attack) -> Step:
     """The step that trains on what `attack` finds."""
 
@@ -152,6 +190,7 @@ RECIPES: dict[str, Callable[[TrialConfig, torch.Generator], Step]] = {
     "fgsm": fgsm,
     "free": free,
     "trades": trades,
+    "static": natural,  # on images that were crafted before training
 }
 
 

@@ -8,9 +8,10 @@ from trainables.errors import InputError, nearest
 
 Norm = Literal["batchnorm", "robustnorm", "groupnorm", "fixup"]
 EvalStatistics = Literal["population", "batch"]
-LrSchedule = Literal["constant", "multistep", "cosine", "onecycle", "exponential", "accelat"]
+LrSchedule = Literal["constant", "multistep", "linear", "cosine", "onecycle", "exponential", "accelat"]
 DatasetName = Literal["digits", "cifar10", "cifar100", "svhn", "imagefolder"]
-Training = Literal["natural", "pgd", "fgsm", "free", "trades"]
+Training = Literal["natural", "pgd", "fgsm", "free", "trades", "static"]
+Probe = Literal["hessian", "batch_dependence", "fgsm", "noise"]
 
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
 Eps = Annotated[float, Field(ge=0, le=1)]  # radius in pixel units, images in [0, 1]
@@ -109,7 +110,8 @@ class TrialConfig(Frozen):
     """One training run.
 
     `eps`, `pgd_steps`, `step_size`, `free_replays` and `trades_beta` belong to adversarial
-    training and are read only by the training modes that need them; evaluation has its own.
+    training and are read only by the training modes that need them; evaluation has its own. `static`
+    training uses images that PGD crafts once, against the initial weights.
     """
 
     depth: Annotated[int, Field(le=1202), AfterValidator(six_n_plus_two)] = 56
@@ -156,7 +158,8 @@ class EvalConfig(Frozen):
     """How a trial is judged, by PGD (Madry et al. 2018).
 
     `curve_examples` validation images are attacked after each epoch, `examples` of `split` at the
-    trial's end. A search never asks for test.
+    trial's end, when `probes` measure what else is asked for. A search never asks for test. The
+    weights attacked are those being judged, or `initial` ones, against which images are crafted once.
     """
 
     split: Literal["validation", "test"] = "validation"
@@ -165,6 +168,8 @@ class EvalConfig(Frozen):
     attack_steps: Annotated[int, Field(ge=1, le=10000)] = 10
     examples: PositiveInt = 1000
     curve_examples: PositiveInt = 250
+    attacked_weights: Literal["current", "initial"] = "current"
+    probes: tuple[Probe, ...] = ()
 
 
 def nest(params: dict[str, object]) -> dict[str, object]:

@@ -244,8 +244,8 @@ def augment(images: Tensor, augmentation: str, generator: Generator) -> Tensor:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 to float32 in [0, 1], any shape."""
-    return images.to(torch.float32) / 255
+    """uint8 to float32 in [0, 1], any shape; what is float32 already stays."""
+    return images if images.is_floating_point() else images.to(torch.float32) / 255
 
 
 # Embedded and downloaded data sets

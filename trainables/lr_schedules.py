@@ -19,6 +19,11 @@ def multistep(progress: float, accuracies: Sequence[float], peak_lr: float) -> f
     return peak_lr * 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
 
 
+def linear(progress: float, accuracies: Sequence[float], peak_lr: float) -> float:
+    """A straight line down to 0. Source: Li, Yumer, Ramanan 2020, Budgeted Training, arXiv:1905.04753."""
+    return peak_lr * (1 - progress)
+
+
 def cosine(progress: float, accuracies: Sequence[float], peak_lr: float) -> float:
     """Half a cosine down to 0. Source: Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts."""
     return anneal(peak_lr, 0.0, progress)
@@ -69,6 +74,7 @@ def mean(values: Sequence[float]) -> float:
 SCHEDULES: dict[str, Schedule] = {
     "constant": constant,
     "multistep": multistep,
+    "linear": linear,
     "cosine": cosine,
     "onecycle": onecycle,
     "exponential": exponential,

@@ -45,7 +45,9 @@ class RayTrial(tune.Trainable):
             logger.exception("trial %s failed: %s", self.config["number"], reason)
             self.trial = None
             return {"done": True, "failure": reason, "full_disk": full_disk}
-        return {**row, "done": self.trial.done}
+        # Epochs whose report may have died with an earlier driver go along with the first one.
+        earlier, self.earlier = self.earlier, []
+        return {**row, "done": self.trial.done, "earlier": earlier}
 
     def _open(self) -> None:
         config = self.config
@@ -63,7 +65,7 @@ class RayTrial(tune.Trainable):
             trial.load_state_dict(state)
         if not trial.done:
             trial.warm_up()
-        self.trial, self.folder = trial, folder
+        self.trial, self.folder, self.earlier = trial, folder, list(trial.curve)
 
     def _train_epoch(self) -> dict[str, float]:
         row = self.trial.train_epoch()

@@ -2,9 +2,10 @@
 
 import copy
 import json
+import logging
 import math
 import time
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -12,13 +13,15 @@ from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from trainables import adversarial, batch_schedules, engine, lr_schedules
-from trainables.attacks import accuracy, pgd, robust_accuracy
+from trainables import adversarial, batch_schedules, engine, lr_schedules, probes
+from trainables.attacks import accuracy, fgsm, pgd, robust_accuracy
 from trainables.config import EvalConfig, TrialConfig
 from trainables.data import Dataset, Split, to_float
 from trainables.files import write_whole
 from trainables.norms import uses_batch_statistics
 from trainables.resnet import resnet
+
+logger = logging.getLogger(__name__)
 
 EVAL_BATCH = 256  # fixed: statistics of the inference batch make accuracy depend on it
 
@@ -45,6 +48,7 @@ class Trial:
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.train_seconds = 0.0
         self.curve: list[dict[str, float]] = []  # one row per finished epoch
+        self.attacked: dict[bool, Tensor] = {}  # images against the initial weights, of the last and other evaluations
 
     @property
     def done(self) -> bool:
@@ -88,8 +92,7 @@ class Trial:
             self.model,
             self.optimizer,
             adversarial.step(config, self.generator),
-            self.dataset.train,
-            self.dataset.augmentation,
+            *self.training_images,
             size,
             lrs,
             self.generator,
@@ -108,19 +111,68 @@ class Trial:
                 **self._evaluate(last=epoch + 1 == config.epochs),
             }
         )
+        if config.training == "fgsm":
+            self._warn_of_overfitting()
         return self.curve[-1]
 
+    @cached_property
+    def training_images(self) -> tuple[Split, str]:
+        """What an epoch passes over and how it is augmented; `static` training crafts it once and leaves it so."""
+        train, config = self.dataset.train, self.config
+        if config.training != "static":
+            return train, self.dataset.augmentation
+        images, labels = first_examples(train, len(train))
+        crafted = self._crafted(images, labels, config.eps, config.pgd_steps, config.step_size)
+        return Split(crafted, labels), "none"
+
+    def _crafted(self, x: Tensor, y: Tensor, eps: float, steps: int, step_size: float | None = None) -> Tensor:
+        """Images that attack the initial weights; the same at each call."""
+        model = build_model(self.config, self.dataset, torch.Generator().manual_seed(self.config.seed))
+        generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        settings = {"eps": eps, "steps": steps, "step_size": step_size, "generator": generator}
+        return adversarial.craft(model.to(self.device), x, y, **settings)
+
     def _evaluate(self, last: bool) -> dict[str, float]:
-        """Clean and adversarial accuracy; on validation, but for the last one of a trial that is judged on test."""
-        n_examples = self.evaluation.examples if last else self.evaluation.curve_examples
-        use_test = last and self.evaluation.split == "test"
+        """Clean and adversarial accuracy; on validation, but for the last one of a trial that is judged on test.
+
+        FGSM training adds the accuracy under FGSM, and the last evaluation what the probes find.
+        """
+        model, evaluation = self.model, self.evaluation
+        n_examples = evaluation.examples if last else evaluation.curve_examples
+        use_test = last and evaluation.split == "test"
         x, y = first_examples(self.dataset.test if use_test else self.dataset.validation, n_examples)
-        attack = evaluation_attack(self.model, self.evaluation, self.config.seed)
-        return {
-            "clean_accuracy": accuracy(self.model, x, y, EVAL_BATCH),
-            "adversarial_accuracy": robust_accuracy(self.model, x, y, attack, EVAL_BATCH),
+        row = {
+            "clean_accuracy": accuracy(model, x, y, EVAL_BATCH),
+            "adversarial_accuracy": self._adversarial_accuracy(x, y, last),
             "n_examples": len(y),
         }
+        if self.config.training == "fgsm":
+            row["fgsm_accuracy"] = robust_accuracy(model, x, y, partial(fgsm, eps=evaluation.eps), EVAL_BATCH)
+        if last and evaluation.probes:
+            train = first_examples(self.dataset.train, probes.N_HESSIAN)
+            subject = probes.Subject(model, train, (x, y), evaluation.eps, self.config.seed)
+            row |= probes.measure(evaluation.probes, subject)
+        return row
+
+    def _adversarial_accuracy(self, x: Tensor, y: Tensor, last: bool) -> float:
+        evaluation = self.evaluation
+        if evaluation.attacked_weights == "initial":
+            if last not in self.attacked:
+                self.attacked[last] = self._crafted(x, y, evaluation.eps, evaluation.attack_steps)
+            return accuracy(self.model, self.attacked[last], y, EVAL_BATCH)
+        attack = evaluation_attack(self.model, evaluation, self.config.seed)
+        return robust_accuracy(self.model, x, y, attack, EVAL_BATCH)
+
+    def _warn_of_overfitting(self) -> None:
+        """Puts a `warning` into the newest row, and the log, once FGSM training has overfitted catastrophically."""
+        under_fgsm, under_pgd = (
+            [row[column] for row in self.curve] for column in ("fgsm_accuracy", "adversarial_accuracy")
+        )
+        epoch = probes.catastrophic_overfitting(under_fgsm, under_pgd)
+        if epoch:
+            warning = f"catastrophic overfitting in epoch {epoch}: PGD accuracy {under_pgd[epoch - 1]:.3f}"
+            self.curve[-1]["warning"] = f"{warning}, FGSM accuracy {under_fgsm[epoch - 1]:.3f}"
+            logger.warning(self.curve[-1]["warning"])
 
     def _weights_finite(self) -> bool:
         with torch.no_grad():
@@ -152,6 +204,7 @@ class Trial:
         self.generator.set_state(state["generator"].cpu())
         self.train_seconds = state["train_seconds"]
         self.curve = list(state["curve"])
+        _ = self.training_images  # crafted again here, since the seconds it takes were counted in the first epoch
 
     def save_weights(self, path: Path) -> None:
         """Weights as safetensors, with what `load_model` needs in the file's metadata."""

@@ -162,7 +162,8 @@ def test_a_full_disk_leaves_the_trial_to_be_resumed_and_stops_the_study(space):
     searcher.on_trial_complete("t0", {"done": True, "failure": "OSError: no space", "full_disk": True})
     assert isinstance(searcher.problem, OSError)
     assert study.trials[0].state is TrialState.RUNNING
-    assert searcher.suggest("t1") is None
+    with pytest.raises(OSError, match="no room"):
+        searcher.suggest("t1")
 
 
 def test_an_exception_after_a_trials_end_does_not_reach_tune(space):
@@ -194,13 +195,21 @@ def test_a_resumed_trial_keeps_one_row_per_epoch(space):
     assert [row["train_seconds"] for row in study.trials[0].user_attrs["curve"]] == [1.1]
 
 
+def test_epochs_whose_report_died_with_the_driver_are_in_the_curve(space):
+    study = new_study()
+    searcher, _ = new_search(study, space)
+    searcher.suggest("t0")
+    searcher.on_trial_complete("t0", report(2, earlier=[report(1, seconds=0.7)]))
+    assert [(row["epoch"], row["train_seconds"]) for row in study.trials[0].user_attrs["curve"]] == [(1, 0.7), (2, 2.0)]
+
+
 @pytest.mark.parametrize("name", sorted(search.SAMPLERS))
 def test_every_sampler_proposes_after_finished_trials(space, name):
     study = new_study()
     study.sampler = search.make_sampler(StudySettings(name="a", sampler=name, trials=8, depth=8), 0)
     searcher, _ = new_search(study, space, n_concurrent=1)
     for i in range(7):
-        assert searcher.suggest(f"t{i}") is not None, searcher.problem
+        assert searcher.suggest(f"t{i}") is not None
         searcher.on_trial_complete(f"t{i}", report(2, 0.1 * i, 10.0 - i))
     assert n_finished(study) == 7
 

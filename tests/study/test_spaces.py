@@ -68,11 +68,20 @@ def test_a_value_that_only_some_draws_reach_is_found_before_the_study_starts(tmp
 
 @pytest.mark.parametrize(
     "baseline,message",
-    [({}, "norm missing"), ({"norm": "fixup", "momentum": 0.9}, "momentum never suggested")],
+    [
+        ({}, "norm missing"),
+        ({"norm": "fixup", "momentum": 0.9}, "momentum never suggested"),
+        ({"norm": "none"}, "'none'"),
+    ],
 )
 def test_a_published_configuration_gives_exactly_what_is_suggested(tmp_path, baseline, message):
     text = GOOD.replace('{"norm": "fixup"}', repr(baseline))
     assert message in refused(tmp_path, text)
+
+
+def test_a_published_number_out_of_range_is_refused(tmp_path):
+    text = "BASELINES = {'far': {'epochs': 99}}\ndef space(trial):\n    trial.suggest_int('epochs', 1, 9)\n"
+    assert "epochs: 99 given" in refused(tmp_path, text)
 
 
 def test_a_batch_larger_than_the_training_set_is_refused(tmp_path):

@@ -1,0 +1,277 @@
+"""The search as a user meets it: a real study through Ray, its files, and mistakes on the command line."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from study import pareto
+from study.front import non_dominated
+from trainables import data
+from trainables.trial import load_model
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--depth", "8", "--eval-examples", "60", "--attack-steps", "3"]
+
+SPACE = """
+BASELINES = {"published": {"batch_size_schedule.size": 128, "norm": "batchnorm", "lr_batch_ratio": 1e-3}}
+DEFAULTS = {"dataset": "digits", "eps": 0.1}
+
+def space(trial):
+    trial.suggest_categorical("batch_size_schedule.size", [32, 128])
+    trial.suggest_categorical("norm", ["batchnorm", "fixup"])
+    trial.suggest_float("lr_batch_ratio", 1e-4, 1e-2, log=True)
+    return {"batch_size_schedule.kind": "constant", "epochs": EPOCHS}
+"""
+
+
+def write_space(folder, epochs=2, name="mine.py"):
+    path = folder / name
+    path.write_text(SPACE.replace("EPOCHS", str(epochs)))
+    return str(path)
+
+
+def open_study(folder, name):
+    return optuna.load_study(storage=f"sqlite:///{folder / name / 'study.db'}", study_name=name)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Results folder of a study of five trials."""
+    folder = tmp_path_factory.mktemp("finished")
+    command = [write_space(folder), "--trials", "5", "--results-dir", str(folder / "results"), *TINY]
+    done = subprocess.run([sys.executable, "-m", "study.pareto", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder, command, done
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+class TestFinishedStudy:
+    def test_it_ran_what_was_asked_and_no_more(self, finished):
+        study = open_study(finished[0] / "results", "mine")
+        assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 5
+        assert study.trials[0].user_attrs["label"] == "published"
+        for trial in study.trials:
+            curve = trial.user_attrs["curve"]
+            assert [row["epoch"] for row in curve] == [1, 2]
+            assert 0 < curve[0]["train_seconds"] < curve[1]["train_seconds"] == trial.values[1]
+
+    def test_front_csv_is_the_non_dominated_set_of_trials_csv(self, finished):
+        folder = finished[0] / "results" / "mine"
+        trials, front = pd.read_csv(folder / "trials.csv"), pd.read_csv(folder / "front.csv")
+        expected = trials[non_dominated(trials[["adversarial_accuracy", "train_seconds"]])]
+        assert sorted(front.number) == sorted(expected.number)
+        assert list(front.train_seconds) == sorted(front.train_seconds)
+        assert (front.adversarial_low <= front.adversarial_accuracy).all()
+        assert (front.adversarial_accuracy <= front.adversarial_high).all()
+        assert (front.n_examples == 60).all()
+
+    def test_each_front_member_has_weights_that_score_what_the_table_says(self, finished):
+        folder = finished[0] / "results" / "mine"
+        front = pd.read_csv(folder / "front.csv")
+        assert sorted(path.name for path in (folder / "models").iterdir()) == sorted(
+            Path(path).name for path in front.weights
+        )
+        validation = data.load("digits").validation
+        x, y = data.to_float(validation.images[:60]), validation.labels[:60]
+        for path, clean in zip(front.weights, front.clean_accuracy, strict=True):
+            with torch.no_grad():
+                predicted = load_model(folder / path)(x).argmax(1)
+            assert (predicted == y).float().mean().item() == pytest.approx(clean)
+
+    def test_every_file_of_the_design_is_there_and_no_checkpoint_is_left(self, finished):
+        folder = finished[0] / "results" / "mine"
+        for name in ("study.db", "trials.csv", "front.csv", "report.html", "front.png", "study.json", "tune", "models"):
+            assert (folder / name).exists(), name
+        assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
+        assert list((folder / "tune" / "checkpoints").iterdir()) == []
+        assert list((folder / "tune").glob("run-*/*/events.out.tfevents.*"))
+        study = json.loads((folder / "study.json").read_text())
+        assert study["settings"]["trials"] == 5 and study["objective"] == "measured"
+        assert study["versions"]["torch"] == torch.__version__.split("+")[0]
+
+    def test_progress_and_results_are_plain_lines_on_stdout(self, finished):
+        out = finished[2].stdout
+        assert "5/5 done, 0 running, 0 failed" in out and "hypervolume" in out
+        assert "front.csv" in out and "--trials 10" in out
+        assert "\x1b" not in out and "Trial status" not in out
+        assert finished[2].stderr == ""
+
+    def test_the_same_command_again_reports_and_runs_nothing(self, finished):
+        folder, command, _ = finished
+        before = (folder / "results" / "mine" / "trials.csv").read_bytes()
+        started = time.monotonic()
+        assert pareto.main(command) == 0
+        assert time.monotonic() - started < 30
+        assert (folder / "results" / "mine" / "trials.csv").read_bytes() == before
+
+    def test_other_settings_under_the_same_name_are_refused_with_the_difference(self, finished, capsys):
+        folder, command, _ = finished
+        assert pareto.main([*command, "--eps", "0.2"]) == 2
+        assert "eps 0.2 (the study has 0.1)" in capsys.readouterr().err
+
+    def test_more_trials_go_on_where_it_ended(self, finished):
+        folder, command, _ = finished
+        more = [sys.executable, "-m", "study.pareto", "--name", "mine", "--results-dir", str(folder / "results")]
+        before = [trial.values for trial in open_study(folder / "results", "mine").trials]
+        assert subprocess.run([*more, "--trials", "6"], cwd=ROOT, capture_output=True).returncode == 0
+        after = open_study(folder / "results", "mine").trials
+        assert [trial.values for trial in after[:5]] == before
+        assert [trial.state for trial in after] == [TrialState.COMPLETE] * 6
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path):
+    command = [sys.executable, "-m", "study.pareto", write_space(tmp_path, epochs=25), "--trials", "4", *TINY]
+    command += ["--results-dir", str(tmp_path), "--concurrent", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: (tmp_path / "mine" / "study.db").exists() and n_epochs_of_second(tmp_path) >= 3)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, out
+    states = [trial.state for trial in open_study(tmp_path, "mine").trials]
+    assert TrialState.RUNNING not in states and states[:2] == [TrialState.COMPLETE, TrialState.WAITING]
+    assert len(pd.read_csv(tmp_path / "mine" / "front.csv")) == 1
+    assert "To go on" in out
+    first_rows = open_study(tmp_path, "mine").trials[1].user_attrs["curve"]
+
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    study = open_study(tmp_path, "mine")
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 4
+    curve = study.trials[1].user_attrs["curve"]
+    assert [row["epoch"] for row in curve] == list(range(1, 26))
+    assert curve[: len(first_rows)] == first_rows  # nothing that was reported is redone
+
+
+def n_epochs_of_second(folder):
+    try:
+        return len(open_study(folder, "mine").trials[1].user_attrs.get("curve", []))
+    except (IndexError, KeyError):
+        return 0
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.2)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_real_images_in_folders_run_a_small_study(cifar_folder, tmp_path):
+    command = [write_space(tmp_path, epochs=1), "--dataset", "imagefolder", "--data-dir", str(cifar_folder)]
+    command += ["--results-dir", str(tmp_path), "--trials", "2", "--eps", "2/255", *TINY]
+    done = subprocess.run([sys.executable, "-m", "study.pareto", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    study = open_study(tmp_path, "mine")
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
+    assert study.user_attrs["settings"]["eps"] == 2 / 255
+
+
+BIG_BATCH = """
+def space(trial):
+    return {"batch_size_schedule.kind": "constant", "batch_size_schedule.size": 4096}
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["quickstrat"], "did you mean 'quickstart'"),
+        (["no/such/file.py"], "no such file"),
+        (["--dataset", "cifar"], "did you mean 'cifar10'"),
+        (["--sampler", "nsga"], "did you mean 'nsga2'"),
+        (["--depth", "55"], "depth: 55 given; accepted: 6n+2, e.g. 50 or 56"),
+        (["--eps", "2"], "eps: 2.0 given"),
+        (["--eps", "8/0"], "'8/0' is not a number"),
+        (["--trials", "0"], "trials: 0 given"),
+        (["--trials", "many"], "'many' is not a valid integer"),
+        (["--trails", "3"], "--trials"),
+        (["--attack-steps", "-1"], "attack_steps: -1 given"),
+        (["--eval-examples", "0"], "eval_examples: 0 given"),
+        (["--name", "a/b"], "name: 'a/b' given"),
+        (["--dataset", "imagefolder"], "data_dir"),
+        (["--dataset", "imagefolder", "--data-dir", "no/such/folder"], "no/such/folder"),
+        (["--storage", "postgresql://me:secret@127.0.0.1:1/db"], "storage: postgresql://me:***@127.0.0.1:1/db"),
+        (["--storage", "nonsense"], "storage: "),
+        (["--cpus-per-trial", "0"], "cpus_per_trial: 0.0 given"),
+        (["big_batch.py"], "4096 images in a batch given; accepted: at most the training set (1200)"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_status_2_and_writes_nothing(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "big_batch.py").write_text(BIG_BATCH)
+    assert pareto.main([*arguments, "--results-dir", "results"]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert "secret" not in err and out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["big_batch.py"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "auto", "127.0.0.1:port", "somewhere"])
+def test_an_address_where_no_cluster_answers_is_a_mistake_too(address, tmp_path, capsys):
+    assert pareto.main(["--address", address, "--results-dir", str(tmp_path / "results")]) == 2
+    assert f"address: {address!r} given" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    "option,field", [("--cpus-per-trial", "cpus_per_trial"), ("--gpus-per-trial", "gpus_per_trial")]
+)
+def test_more_than_the_machine_has_is_refused(option, field, tmp_path, capsys):
+    assert pareto.main([option, "64", "--results-dir", str(tmp_path / "results")]) == 2
+    assert f"{field}: 64.0 given; accepted: at most" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_full_disk_is_a_mistake_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    usage = type("Usage", (), {"free": 5_000_000})
+    monkeypatch.setattr(pareto.shutil, "disk_usage", lambda path: usage)
+    assert pareto.main(["--results-dir", str(tmp_path / "results")]) == 2
+    assert "5 MB free" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_folder_with_other_files_is_not_taken_over(tmp_path, capsys):
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "quickstart" / "thesis.tex").write_text("mine")
+    assert pareto.main(["--results-dir", str(tmp_path)]) == 2
+    assert "holds files but no study.db" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "quickstart").iterdir()] == ["thesis.tex"]
+
+
+def test_a_second_driver_is_refused(tmp_path, capsys):
+    from study.lock import driver_lock
+
+    (tmp_path / "quickstart").mkdir()
+    with driver_lock(tmp_path / "quickstart"):
+        open_ = optuna.create_study(
+            storage=f"sqlite:///{tmp_path / 'quickstart' / 'study.db'}",
+            study_name="quickstart",
+            directions=["maximize", "minimize"],
+        )
+        assert pareto.main(["--results-dir", str(tmp_path)]) == 2
+    assert "is being run by host" in capsys.readouterr().err
+    assert open_.trials == []
+
+
+def test_help_explains_every_option(capsys):
+    assert pareto.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for option in ("--name", "--trials", "--timeout", "--dataset", "--data-dir", "--depth", "--eps", "--address"):
+        assert option in out
