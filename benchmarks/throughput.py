@@ -42,6 +42,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
@@ -144,7 +145,7 @@ def run_study(
     study.sampler = search.make_sampler(settings, 0)
     search.enqueue_baselines(study, fixed)
     silent = Progress(Console(quiet=True), settings.trials, 0)
-    ending = runner.run(study, fixed, settings, resources, silent)
+    ending = runner.run(study, partial(configure, fixed, settings), settings, resources, silent)
     seconds = time.perf_counter() - start
     if ending == "interrupted":
         raise KeyboardInterrupt
@@ -365,7 +366,7 @@ def command(depth: int, rounds: int, concurrent: int, epochs: int, configuration
 
 def main(argv: Sequence[str] | None = None) -> int:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return cli.run(command, argv)
+    return cli.run(command, argv, package="benchmarks")
 
 
 if __name__ == "__main__":

@@ -40,10 +40,10 @@ log_level = click.option(
 )
 
 
-def run(command: click.Command, argv: Sequence[str] | None) -> int:
-    """Run `command`; returns the exit status."""
+def run(command: click.Command, argv: Sequence[str] | None, package: str = "study") -> int:
+    """Run `command`, which is the module `package`.`command.name`; returns the exit status."""
     try:
-        return command.main(argv, prog_name=f"python -m study.{command.name}", standalone_mode=False) or 0
+        return command.main(argv, prog_name=f"python -m {package}.{command.name}", standalone_mode=False) or 0
     except click.ClickException as error:
         return _say(error.format_message(), 2)
     except InputError as error:

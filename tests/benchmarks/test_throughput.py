@@ -14,6 +14,7 @@ from benchmarks import plain, throughput  # noqa: E402 (needs torchattacks)
 
 @pytest.mark.cluster
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_a_short_measurement_holds_both_sides_and_their_ratio(tmp_path: Path):
     out = tmp_path / "throughput.json"
     argv = ["--depth", "8", "--rounds", "1", "--epochs", "2", "--configurations", "1", "--concurrent", "1"]

@@ -28,7 +28,7 @@ DEFAULTS = {"dataset": "digits", "eps": 0.1}
 def space(trial):
     trial.suggest_categorical("batch_size_schedule.size", [32, 128])
     trial.suggest_categorical("norm", ["batchnorm", "fixup"])
-    trial.suggest_float("lr_batch_ratio", 1e-4, 1e-2, log=True)
+    trial.suggest_float("lr_batch_ratio", 1e-4, 1e-3, log=True)
     return {"batch_size_schedule.kind": "constant", "epochs": EPOCHS}
 """
 
@@ -148,7 +148,8 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path):
     assert "To go on" in out
     first_rows = open_study(tmp_path, "mine").trials[1].user_attrs["curve"]
 
-    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
     study = open_study(tmp_path, "mine")
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 4
     curve = study.trials[1].user_attrs["curve"]
@@ -222,7 +223,7 @@ def test_a_mistake_gets_one_line_and_status_2_and_writes_nothing(arguments, mess
     assert sorted(path.name for path in tmp_path.iterdir()) == ["big_batch.py"]
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "auto", "127.0.0.1:port", "somewhere"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port", "somewhere"])
 def test_an_address_where_no_cluster_answers_is_a_mistake_too(address, tmp_path, capsys):
     assert pareto.main(["--address", address, "--results-dir", str(tmp_path / "results")]) == 2
     assert f"address: {address!r} given" in capsys.readouterr().err

@@ -1,0 +1,98 @@
+"""What a paper is to `python -m study.reproduce`: trainings, claims, a table and a figure."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from study.papers.claims import Claim, by_seed, interval
+from study.papers.settings import Protocol, ReproductionSettings, Scale
+from trainables.config import TrialConfig
+
+COLOURS = ("#0b6e4f", "#c8553d", "#3d5a80", "#9c6644", "#7b2d8b", "#9aa5b1", "#e0a100")
+
+Trials = pd.DataFrame  # a row each: label, seed, clean_accuracy, adversarial_accuracy, train_seconds, curve, probes
+
+
+class Column(NamedTuple):
+    """One quantity in the table of configurations."""
+
+    heading: str
+    name: str  # in `Trials`
+    factor: float = 1.0
+    digits: int = 2
+
+
+CLEAN = Column("clean %", "clean_accuracy", 100, 1)
+ADVERSARIAL = Column("adversarial %", "adversarial_accuracy", 100, 1)
+SECONDS = Column("seconds", "train_seconds", 1, 1)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One paper, at every scale.
+
+    Attributes:
+        title: With authors and year.
+        source: Where it can be read.
+        defaults: Settings that a scale, data set and protocol start from, fields of `ReproductionSettings`.
+        recipe: What is known of the published training, what is not, and what stands in for that.
+        configurations: Label to fields of TrialConfig, `seed` apart.
+        claims: What is judged.
+        columns: Of the table of configurations.
+        draw: Fills the figure.
+        protocols: Those that differ here.
+        derive: Adds columns that follow from several trials.
+    """
+
+    title: str
+    source: str
+    defaults: Callable[[Scale, str | None, Protocol], dict[str, object]]
+    recipe: str
+    configurations: Callable[[ReproductionSettings], dict[str, dict[str, object]]]
+    claims: Callable[[ReproductionSettings], list[Claim]]
+    columns: Sequence[Column]
+    draw: Callable[[Figure, Trials, ReproductionSettings], None]
+    protocols: tuple[Protocol, ...] = ("whitebox",)
+    derive: Callable[[Trials], Trials] = lambda trials: trials
+
+
+def trial_configs(paper: Paper, settings: ReproductionSettings) -> list[tuple[str, TrialConfig]]:
+    """Every label with every seed; the first seed of all labels comes first."""
+    configurations = paper.configurations(settings)
+    return [
+        (label, TrialConfig(**fields, seed=settings.seed + i))
+        for i in range(settings.seeds)
+        for label, fields in configurations.items()
+    ]
+
+
+def constant_batch(size: int) -> dict[str, object]:
+    return {"kind": "constant", "size": size}
+
+
+def style(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25)
+
+
+def error_bars(
+    axes: Axes, xs: Sequence[float], trials: Trials, labels: Sequence[str], name: str, **style: object
+) -> None:
+    """Mean of `name` and its interval over seeds for each label; labels without a value are left out."""
+    points = []
+    for x, label in zip(xs, labels, strict=True):
+        values = by_seed(trials, name, [label])[label]
+        if len(values):
+            points.append((x, *interval(values)[:3], len(values)))
+    for i, (x, mean, low, high, n) in enumerate(points):
+        spread = [[mean - low], [high - mean]] if n > 1 else None
+        extra = style if i == 0 else style | {"label": None}
+        axes.errorbar([x], [mean], yerr=spread, fmt="o", markersize=5, capsize=2, elinewidth=0.9, **extra)
+    axes.plot(
+        [point[0] for point in points], [point[1] for point in points], linewidth=1, alpha=0.6, color=style["color"]
+    )
