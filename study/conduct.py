@@ -16,6 +16,7 @@ from study.settings import StudySettings
 from study.spaces import Space
 from trainables import data
 from trainables.config import TrialConfig
+from trainables.files import remove_partial
 
 SECRET_OR_LOCAL = {"storage", "address", "results_dir"}  # not stored with the study
 PLAIN_WIDTH = 120  # columns where stdout is no terminal
@@ -59,6 +60,7 @@ def carry_out(
         if not settings.folder.exists():
             settings.folder.mkdir(parents=True)
             stack.enter_context(driver_lock(settings.folder))
+        remove_partial(settings.folder)
         study = prepare()
         ending = "finished"
         if resources is not None:

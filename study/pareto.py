@@ -69,7 +69,8 @@ def stored_settings(settings: StudySettings) -> dict[str, object] | None:
         InputError: If the results folder holds something else.
     """
     folder = settings.folder
-    if settings.storage is None and not (folder / "study.db").exists() and folder.is_dir() and any(folder.iterdir()):
+    others = [path for path in folder.glob("*") if not path.name.startswith(".")]  # our lock is hidden
+    if settings.storage is None and others and not (folder / "study.db").exists():
         raise InputError(f"name: {folder} holds files but no study.db; accepted: a new --name, or an empty folder")
     study = storage.existing(settings.storage_url, settings.name)
     return None if study is None else study.user_attrs.get("settings")

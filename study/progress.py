@@ -70,6 +70,8 @@ def ended_line(trial: FrozenTrial) -> str:
         line = f"{head}: adversarial {accuracy:.3f}, clean {trial.user_attrs['clean_accuracy']:.3f}, {seconds:.1f} s"
         _, _, warning = trial.user_attrs.get("reason", "").partition("; ")
         return f"{line}; {warning}" if warning else line
+    if trial.state is TrialState.WAITING:
+        return f"{head}: worker lost, goes on from its checkpoint"
     return f"{head}: {trial.state.name.lower()}, {trial.user_attrs.get('reason', '')}"
 
 

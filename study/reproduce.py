@@ -29,14 +29,20 @@ PAPERS: dict[PaperName, Paper] = {
 
 @click.command(name="reproduce", help=__doc__)
 @click.argument("paper")
-@click.option("--scale", help="minutes (two CPU cores), hours (one GPU) or paper (the published recipe). [minutes]")
+@click.option(
+    "--scale", help="minutes (two CPU cores), hours (one GPU) or paper (the published recipe). [default: minutes]"
+)
 @click.option("--seeds", type=int, help="Trainings of each configuration, 3 or more; may be raised later. [default: 3]")
-@click.option("--protocol", help="whitebox, or published (accelat: images crafted once before training). [whitebox]")
+@click.option(
+    "--protocol", help="whitebox, or published (accelat: images crafted once before training). [default: whitebox]"
+)
 @click.option("--dataset", help="digits, cifar10, cifar100, svhn or imagefolder. [default: the scale's]")
 @click.option("--data-dir", help="Where the images are, or are downloaded to; imagefolder: has train/ and test/.")
 @click.option("--depth", type=int, help="Layers of the residual network, 6n+2. [default: the scale's]")
 @click.option("--epochs", type=int, help="Length of each training. [default: the scale's]")
-@click.option("--eps", type=cli.Fraction(), help="l-inf radius of the attack in pixel units, e.g. 8/255.")
+@click.option(
+    "--eps", type=cli.Fraction(), help="l-inf radius of the attack in pixel units, e.g. 8/255. [default: the scale's]"
+)
 @click.option("--seed", type=int, help="The first seed. [default: 0]")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Stop after this long; the same command goes on.")
 @click.option("--retries", type=int, help="How often a trial goes on after its worker was lost. [default: 3]")
@@ -70,6 +76,8 @@ def resolve(given: dict[str, object]) -> ReproductionSettings:
     if stored is not None and "paper" not in stored:
         raise InputError(f"name: {given['name']!r} holds a search; accepted: a new --name")
     settings = layered(given, stored)
+    if stored is not None and settings.seeds < stored["seeds"]:
+        raise InputError(f"seeds: {settings.seeds} given; accepted: at least {stored['seeds']}, which the study has")
     return settings.model_copy(update={"trials": len(trial_configs(PAPERS[name], settings))})
 
 

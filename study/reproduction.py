@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import shlex
 from datetime import UTC
 from functools import partial
@@ -27,7 +28,7 @@ from trainables.files import write_whole
 
 COLUMNS = ("label", "seed", "clean_accuracy", "adversarial_accuracy", "train_seconds", "n_examples", "curve")
 
-MOST_COLUMNS = 7  # quantities beside each other on a terminal
+MOST_COLUMNS = 5  # quantities beside each other on a terminal
 
 
 def reproduce(settings: ReproductionSettings, paper: Paper) -> int:
@@ -185,7 +186,7 @@ def cell(column: Column, measured: Measured, short: bool) -> str:
     if not measured.n:
         return "–"
     mean, low, high = (f"{value * column.factor:.{column.digits}f}" for value in measured[:3])
-    if measured.n < 2 or low == high:
+    if not math.isfinite(measured.high):
         return mean
     half = (measured.high - measured.low) / 2 * column.factor
     return f"{mean} ± {half:.{column.digits}f}" if short else f"{mean} [{low}, {high}]"
@@ -205,7 +206,7 @@ def configuration_rows(
 def claims_table(verdicts: list[tuple[Claim, Measured, str]]) -> Table:
     table = Table(title="Claims", title_justify="left", show_lines=True)
     for name in ("claim", "published", "measured [95 %]", "n", "verdict"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for claim, measured, said in verdicts:
         table.add_row(
             claim.text, claim.published, text(measured, claim.unit).replace("[", r"\["), str(measured.n), said
@@ -215,8 +216,9 @@ def claims_table(verdicts: list[tuple[Claim, Measured, str]]) -> Table:
 
 def configurations_table(columns: tuple[Column, ...], labels: list[str], trials: Trials) -> Table:
     table = Table(title="Configurations: mean over seeds, 95 % interval", title_justify="left")
-    for name in ("configuration", "n", *(column.heading for column in columns)):
-        table.add_column(name, justify="left" if name == "configuration" else "right")
+    table.add_column("configuration", min_width=min(34, max(map(len, labels))))
+    for name in ("n", *(column.heading for column in columns)):
+        table.add_column(name, justify="right")
     for row in configuration_rows(columns, labels, trials, short=True):
         table.add_row(*row)
     return table

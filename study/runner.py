@@ -18,7 +18,6 @@ from study.progress import Progress
 from study.results import checkpoint_folder, short_name, sync_models, write_tables
 from study.search import StudySearch, requeue_interrupted
 from study.settings import StudySettings
-from study.storage import n_finished
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.ray_trainable import RayTrial
@@ -53,6 +52,9 @@ def cluster(settings: StudySettings) -> Iterator[dict[str, float]]:
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     require_reachable(settings.address)
     local = {} if settings.address else {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": True}
+    if local:  # it lives and dies with this process: no use in waiting a minute for it to come back
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the searcher and the display say what happened
     try:
         ray.init(address=settings.address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -161,8 +163,7 @@ class Watch(tune.Callback):
             self.progress.update(self.search.study.get_trials(deepcopy=False))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
-        error = trial.get_pickled_error()
-        self.search.fail(trial.trial_id, f"machine: {type(error).__name__} after {trial.num_failures - 1} retries")
+        self.search.fail(trial.trial_id, "worker or node lost")
 
 
 def run(
@@ -205,12 +206,20 @@ def run(
         }
 
     stop = StopRequest(settings.timeout)
-    search = StudySearch(study, configure, n_concurrent(settings, resources), worker_config, told)
+    search = StudySearch(
+        study,
+        configure,
+        settings.trials,
+        n_concurrent(settings, resources),
+        settings.retries,
+        worker_config,
+        told,
+    )
     tuner = tune.Tuner(
         tune.with_resources(RayTrial, {"cpu": settings.cpus_per_trial, "gpu": gpus_per_trial(settings, resources)}),
         tune_config=tune.TuneConfig(
             search_alg=search,
-            num_samples=settings.trials - n_finished(study),
+            num_samples=-1,  # the searcher says when it is done
             reuse_actors=True,
             trial_name_creator=trial_name,
             trial_dirname_creator=trial_name,
@@ -220,7 +229,6 @@ def run(
             storage_path=str(folder / "tune"),
             # The trainable keeps its own checkpoint: Tune's restore loses and doubles trials.
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=settings.retries),
             callbacks=[Watch(search, stop, progress)],
             verbose=0,
         ),

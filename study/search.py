@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from study.settings import StudySettings
 from study.spaces import Space
-from study.storage import OBJECTIVES
+from study.storage import OBJECTIVES, n_finished
 from trainables.config import Probe, TrialConfig
 
 logger = logging.getLogger(__name__)
@@ -63,8 +63,12 @@ def requeue_interrupted(study: Study) -> int:
     """RUNNING to WAITING, for when no worker is left; returns how many trials that were."""
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     for trial in running:
-        study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        requeue(study, trial._trial_id)
     return len(running)
+
+
+def requeue(study: Study, trial_id: int) -> None:
+    study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
 
 def outcome(result: dict[str, object], epochs: int) -> tuple[TrialState | None, list[float] | None, str]:
@@ -95,7 +99,11 @@ class StudySearch(Searcher):
         study: With its sampler; the caller holds the study's lock.
         configure: The configuration of a new trial, from what its space suggests. A trial that has
             its configuration already (it was interrupted, or enqueued with one) keeps it.
+        n_trials: Trials that shall have finished in all.
         n_concurrent: Trials that may run at once.
+        retries: How often a trial that the machine failed (killed worker, lost node) is handed out
+            again. Tune's own retries are not used: it gives up a trial whose reused actor dies
+            before it has begun, and can start two actors for one trial.
         worker_config: What each trial's worker is told besides its number and configuration.
         on_told: Called with the trial's number after its end is in the storage.
 
@@ -108,13 +116,17 @@ class StudySearch(Searcher):
         self,
         study: Study,
         configure: Callable[[optuna.Trial], TrialConfig],
+        n_trials: int,
         n_concurrent: int,
+        retries: int,
         worker_config: Callable[[int], dict[str, object]],
         on_told: Callable[[int], None],
     ) -> None:
         super().__init__()
         self.study, self.configure = study, configure
-        self.n_concurrent, self.worker_config, self.on_told = n_concurrent, worker_config, on_told
+        self.n_trials, self.n_concurrent, self.retries = n_trials, n_concurrent, retries
+        self.worker_config, self.on_told = worker_config, on_told
+        self.n_ended = n_finished(study)
         self.running: dict[str, optuna.Trial] = {}  # by Tune's trial id
         self.configs: dict[str, TrialConfig] = {}
         self.curves: dict[str, list[dict[str, object]]] = {}
@@ -124,13 +136,15 @@ class StudySearch(Searcher):
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: object) -> bool:
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, object] | None:
+    def suggest(self, trial_id: str) -> dict[str, object] | str | None:
         """Raises:
         Exception: What is wrong with the study; here, unlike in the other hooks, Tune lets it through.
         """
         if self.problem:
             raise self.problem
-        if len(self.running) >= self.n_concurrent:
+        if self.n_ended >= self.n_trials:
+            return Searcher.FINISHED
+        if len(self.running) >= min(self.n_concurrent, self.n_trials - self.n_ended):
             return None
         trial = self.study.ask()
         stored = trial.user_attrs.get("config")
@@ -178,8 +192,16 @@ class StudySearch(Searcher):
         self._end(trial_id, state, values, reason, result or {})
 
     def fail(self, trial_id: str, reason: str) -> None:
-        """The machine failed this trial more often than it may be retried."""
-        self._end(trial_id, TrialState.FAIL, None, reason, {})
+        """The machine failed this trial: hand it out again, or give it up after `retries` times."""
+        trial = self.running[trial_id]
+        n_failures = trial.user_attrs.get("machine_failures", 0) + 1
+        if n_failures > self.retries:
+            self._end(trial_id, TrialState.FAIL, None, f"machine: {reason}, {n_failures} times", {})
+            return
+        logger.warning("trial %s goes on from its checkpoint: %s", trial.number, reason)
+        self._end(trial_id, None, None, reason, {})
+        self.untold.append((trial, TrialState.WAITING, None, {"machine_failures": n_failures}))
+        self.flush()
 
     def _end(
         self,
@@ -194,7 +216,7 @@ class StudySearch(Searcher):
         curve = self.curves.pop(trial_id)
         del self.configs[trial_id]
         if state is None:
-            return  # stays RUNNING until the runner requeues it
+            return  # RUNNING until it is requeued
         attrs: dict[str, object] = {"reason": reason, "curve": curve, "node": result.get("hostname", "")}
         if state is TrialState.COMPLETE:
             attrs |= {name: result[name] for name in ("clean_accuracy", "n_examples")}
@@ -202,6 +224,7 @@ class StudySearch(Searcher):
             attrs["probes"] = probe_values(result)
         if "warning" in result:
             attrs["reason"] = f"{reason}; {result['warning']}"
+        self.n_ended += 1
         self.untold.append((trial, state, values, attrs))
         self.flush()
 
@@ -212,7 +235,10 @@ class StudySearch(Searcher):
                 trial, state, values, attrs = self.untold[0]
                 for name, value in attrs.items():
                     trial.set_user_attr(name, value)
-                self.study.tell(trial, values, state=state)
+                if state is TrialState.WAITING:
+                    requeue(self.study, trial._trial_id)
+                else:
+                    self.study.tell(trial, values, state=state)
                 self.untold.pop(0)
                 self.on_told(trial.number)
         except (SQLAlchemyError, StorageInternalError) as error:

@@ -35,12 +35,12 @@ def test_a_search_space_needs_optuna_alone_of_the_stack(path):
 RAY_HERE = ["runner.py", "search.py", "stopping.py"]
 
 
-@pytest.mark.parametrize("path", files("study", but=RAY_HERE), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [*files("study", but=RAY_HERE), *files("study/papers")], ids=lambda p: p.name)
 def test_ray_stays_in_the_files_that_translate(path):
     assert not set(imported(path)) & {"ray", "torch"}
 
 
-@pytest.mark.parametrize("module", ["study.pareto", "study.report", "trainables.config"])
+@pytest.mark.parametrize("module", ["study.pareto", "study.report", "study.reproduce", "trainables.config"])
 def test_a_command_starts_without_torch_or_ray(module):
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'ray'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -5,13 +5,16 @@ import tempfile
 from pathlib import Path
 
 
+PARTIAL = ".partial"
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Replace `path` by `data`; a reader, or a crash at any moment, finds the old file or the new one.
 
     Raises:
         OSError: If the folder cannot be written or the disk is full; `path` is then unchanged.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=PARTIAL)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -22,6 +25,12 @@ def write_whole(path: Path, data: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed process had not finished writing; for when no other process writes in `folder`."""
+    for path in folder.rglob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

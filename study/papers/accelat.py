@@ -12,9 +12,18 @@ import math
 import pandas as pd
 from matplotlib.figure import Figure
 
-from study.papers.claims import Claim, difference, ratio
-from study.papers.paper import ADVERSARIAL, CLEAN, COLOURS, SECONDS, Column, Paper, Trials, constant_batch
-from study.papers.paper import style as style_axes
+from study.papers.claims import Claim, Measure, Measured, by_seed, difference, ratio
+from study.papers.paper import (
+    ADVERSARIAL,
+    CLEAN,
+    COLOURS,
+    SECONDS,
+    Column,
+    Paper,
+    Trials,
+    constant_batch,
+    name_axes,
+)
 from study.papers.settings import Protocol, ReproductionSettings, Scale, adversarial_eps
 
 SOURCE = "arXiv:2210.06888"
@@ -39,10 +48,10 @@ DEFAULTS: dict[Scale, dict[str, object]] = {
 }
 
 RECIPE = (
-    "batches of 128, 50 epochs, plain SGD on ResNet-50 or MobileNet with ImageNet's weights, as in the authors' code. Here "
-    "networks start from random weights, so learning rates are this project's (constant: 0.1/128 of the batch size), and "
-    "so are the schedules' shapes: piecewise is cut by ten at a half and at three quarters, exponential falls to a "
-    "hundredth (in the authors' code it rises), linear falls to 0 once (there it is cyclic)."
+    "batches of 128, 50 epochs, plain SGD on ResNet-50 or MobileNet with ImageNet's weights, as in the authors' code. "
+    "Here networks start from random weights, so learning rates are this project's (constant: 0.1/128 of the batch "
+    "size), and so are the schedules' shapes: piecewise is cut by ten at a half and at three quarters, exponential "
+    "falls to a hundredth (in the authors' code it rises), linear falls to 0 once (there it is cyclic)."
 )
 
 
@@ -97,15 +106,25 @@ def time_to_target(trials: Trials) -> Trials:
     return trials.assign(**columns)
 
 
+def sooner(quantity: str, other: str) -> Measure:
+    """How many times longer `other` takes to the target than AccelAT; seeds in which neither reaches it say nothing."""
+
+    def measure(trials: Trials) -> Measured:
+        reached = by_seed(trials, "reached", [other, "AccelAT"]).max(axis=1)
+        return ratio(quantity, other, "AccelAT")(trials[trials["seed"].isin(reached.index[reached > 0])])
+
+    return measure
+
+
 def claims(settings: ReproductionSettings) -> list[Claim]:
     faster = f"up to 2 times faster than existing techniques; {ABSTRACT}"
     found = [
         Claim(
-            f"AccelAT reaches the constant LR's best adversarial accuracy in less {name} than {other}",
+            f"AccelAT reaches the constant LR's best adversarial accuracy in fewer {name} than {other}",
             faster,
             "times",
             (1, math.inf),
-            ratio(f"{name}_to_target", other, "AccelAT"),
+            sooner(f"{name}_to_target", other),
         )
         for other in SCHEDULES
         if other != "AccelAT"
@@ -128,12 +147,13 @@ def draw(figure: Figure, trials: Trials, settings: ReproductionSettings) -> None
         curves = list(trials.loc[trials["label"] == label, "curve"])
         if not curves:
             continue
+        width = 2.4 if label == CONSTANT else 1.2  # until AccelAT's first cut the two are the same
         table = pd.DataFrame([{row["epoch"]: row["adversarial_accuracy"] for row in curve[:-1]} for curve in curves])
-        accuracies.plot(table.columns, table.mean(), color=colour, label=label, linewidth=1.3)
-        rates.plot([row["epoch"] for row in curves[0]], [row["lr"] for row in curves[0]], color=colour, linewidth=1.3)
+        accuracies.plot(table.columns, table.mean(), color=colour, label=label, linewidth=width)
+        rates.plot([row["epoch"] for row in curves[0]], [row["lr"] for row in curves[0]], color=colour, linewidth=width)
     rates.set_yscale("log")
-    style_axes(accuracies, "epoch", "adversarial accuracy (validation)")
-    style_axes(rates, "epoch", "learning rate at the epoch's end")
+    name_axes(accuracies, "epoch", "adversarial accuracy (validation)")
+    name_axes(rates, "epoch", "learning rate at the epoch's end")
 
 
 PAPER = Paper(

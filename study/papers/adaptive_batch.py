@@ -8,7 +8,18 @@ import math
 from matplotlib.figure import Figure
 
 from study.papers.claims import Claim, by_seed, difference, ratio
-from study.papers.paper import ADVERSARIAL, CLEAN, COLOURS, SECONDS, Paper, Trials, constant_batch, error_bars, style
+from study.papers.paper import (
+    ADVERSARIAL,
+    CLEAN,
+    COLOURS,
+    SECONDS,
+    Paper,
+    Trials,
+    constant_batch,
+    error_bars,
+    name_axes,
+    plain_numbers,
+)
 from study.papers.settings import Protocol, ReproductionSettings, Scale, natural_eps
 
 SOURCE = "doi:10.21609/jiki.v14i1.907"
@@ -29,9 +40,9 @@ DEFAULTS: dict[Scale, dict[str, object]] = {
 }
 
 RECIPE = (
-    "ResNet-56, batches of 8, of 128 and growing from 8 to 128 in equal stages, BatchNorm and Fixup; the abstract gives "
-    "neither the data set (CIFAR-10 at paper scale), nor the epochs (200 there), the learning rate (0.1/128 of the batch "
-    "size) or the attack (PGD-20)."
+    "ResNet-56, batches of 8, of 128 and growing from 8 to 128 in equal stages, BatchNorm and Fixup; the abstract "
+    "gives neither the data set (CIFAR-10 at paper scale), nor the epochs (200 there), the learning rate (0.1/128 of "
+    "the batch size) or the attack (PGD-20)."
 )
 
 
@@ -125,8 +136,9 @@ def draw(figure: Figure, trials: Trials, settings: ReproductionSettings) -> None
             place = seconds[label], by_seed(trials, ADVERSARIAL.name, [label])[label].mean()
             axes.annotate(label.split()[1], place, xytext=(6, 6), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
+    plain_numbers(axes.xaxis)
     axes.margins(x=0.12)
-    style(axes, "training seconds (log scale)", "adversarial accuracy")
+    name_axes(axes, "training seconds (log scale)", "adversarial accuracy")
 
 
 PAPER = Paper(

@@ -8,13 +8,24 @@ import math
 from matplotlib.figure import Figure
 
 from study.papers.claims import Claim, Measured, differences, interval, slope
-from study.papers.paper import ADVERSARIAL, CLEAN, COLOURS, SECONDS, Column, Paper, Trials, constant_batch, error_bars
-from study.papers.paper import style as style_axes
+from study.papers.paper import (
+    ADVERSARIAL,
+    CLEAN,
+    COLOURS,
+    SECONDS,
+    Column,
+    Paper,
+    Trials,
+    constant_batch,
+    error_bars,
+    name_axes,
+    plain_numbers,
+)
 from study.papers.settings import Protocol, ReproductionSettings, Scale, natural_eps
 
 SOURCE = "arXiv:2006.11604"
 ABSTRACT = f"no figure; abstract of {SOURCE}"
-YAO = "no figure; Yao et al. 2018, arXiv:1802.08241, confirmed in the abstract of " + SOURCE
+YAO = "no figure; Yao et al. 2018, arXiv:1802.08241, cited in the abstract of " + SOURCE
 
 BATCH_SIZES = (8, 16, 32, 64, 128, 256, 512)
 MOMENTA = (0.0, 0.9)
@@ -23,14 +34,14 @@ SERIES = {"a": "LR = batch · 0.1/128", "b": "LR = 0.1"}
 FLAT = 0.01  # accuracy per doubling of the batch: six points from 8 to 512
 
 DEFAULTS: dict[Scale, dict[str, object]] = {
-    "minutes": {"dataset": "digits", "depth": 8, "epochs": 30, "eval_examples": 1000},
+    "minutes": {"dataset": "digits", "depth": 8, "epochs": 40, "eval_examples": 1000},
     "hours": {"dataset": "cifar10", "depth": 56, "epochs": 10, "eval_examples": 1000},
     "paper": {"dataset": "cifar10", "depth": 56, "epochs": 200, "eval_examples": 10_000},
 }
 
 RECIPE = (
-    "batch sizes, both series and both momenta; the abstract, which is all that was at hand, gives neither networks and "
-    "data sets (ResNet-56, CIFAR-10 at paper scale), nor learning rates, epochs (200 there) or the attack (PGD-20)."
+    "batch sizes, both series and both momenta; the abstract, which is all that was at hand, gives neither networks "
+    "and data sets (ResNet-56, CIFAR-10 at paper scale), nor learning rates, epochs (200 there) or the attack (PGD-20)."
 )
 
 
@@ -124,11 +135,13 @@ def draw(figure: Figure, trials: Trials, settings: ReproductionSettings) -> None
     for axes, (name, title) in zip(panels, quantities, strict=True):
         for (which, momentum), colour in zip(series, COLOURS, strict=False):
             text = f"({which}) {SERIES[which]}, momentum {momentum:g}" if axes is panels[0] else None
-            error_bars(axes, BATCH_SIZES, trials, list(batches(which, momentum)), name, color=colour, label=text)
+            error_bars(axes, BATCH_SIZES, trials, list(batches(which, momentum)), name, True, color=colour, label=text)
         axes.set_xscale("log", base=2)
-        style_axes(axes, "batch size", title)
+        axes.set_xticks(BATCH_SIZES, [str(size) for size in BATCH_SIZES])
+        name_axes(axes, "batch size", title)
     if "hessian.1" in trials and (trials["hessian.1"].dropna() > 0).any():
         panels[2].set_yscale("log", nonpositive="mask")
+        plain_numbers(panels[2].yaxis)
 
 
 PAPER = Paper(

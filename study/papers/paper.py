@@ -1,12 +1,15 @@
 """What a paper is to `python -m study.reproduce`: trainings, claims, a table and a figure."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogFormatter
 
 from study.papers.claims import Claim, by_seed, interval
 from study.papers.settings import Protocol, ReproductionSettings, Scale
@@ -74,25 +77,37 @@ def constant_batch(size: int) -> dict[str, object]:
     return {"kind": "constant", "size": size}
 
 
-def style(axes: Axes, x: str, y: str) -> None:
+def name_axes(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)
 
 
+def plain_numbers(axis: Axis) -> None:
+    """Numbers such as 30 on a logarithmic axis, also between powers of ten."""
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+
+
 def error_bars(
-    axes: Axes, xs: Sequence[float], trials: Trials, labels: Sequence[str], name: str, **style: object
+    axes: Axes,
+    xs: Sequence[float],
+    trials: Trials,
+    labels: Sequence[str],
+    name: str,
+    connected: bool = False,
+    **style: object,
 ) -> None:
     """Mean of `name` and its interval over seeds for each label; labels without a value are left out."""
     points = []
     for x, label in zip(xs, labels, strict=True):
         values = by_seed(trials, name, [label])[label]
         if len(values):
-            points.append((x, *interval(values)[:3], len(values)))
-    for i, (x, mean, low, high, n) in enumerate(points):
-        spread = [[mean - low], [high - mean]] if n > 1 else None
+            points.append((x, *interval(values)[:3]))
+    for i, (x, mean, low, high) in enumerate(points):
+        spread = [[mean - low], [high - mean]] if math.isfinite(high) else None
         extra = style if i == 0 else style | {"label": None}
         axes.errorbar([x], [mean], yerr=spread, fmt="o", markersize=5, capsize=2, elinewidth=0.9, **extra)
-    axes.plot(
-        [point[0] for point in points], [point[1] for point in points], linewidth=1, alpha=0.6, color=style["color"]
-    )
+    if connected:
+        means = [point[1] for point in points]
+        axes.plot([point[0] for point in points], means, linewidth=1, alpha=0.6, color=style["color"])

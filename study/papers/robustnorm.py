@@ -12,8 +12,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from study.papers.claims import Claim, by_seed, difference
-from study.papers.paper import ADVERSARIAL, CLEAN, COLOURS, SECONDS, Column, Paper, Trials, constant_batch, error_bars
-from study.papers.paper import style as style_axes
+from study.papers.paper import (
+    ADVERSARIAL,
+    CLEAN,
+    COLOURS,
+    SECONDS,
+    Column,
+    Paper,
+    Trials,
+    constant_batch,
+    error_bars,
+    name_axes,
+)
 from study.papers.settings import Protocol, ReproductionSettings, Scale, natural_eps
 
 SOURCE = "arXiv:2006.11007"
@@ -125,9 +135,9 @@ def draw(figure: Figure, trials: Trials, settings: ReproductionSettings) -> None
         ]
         neighbours.plot(range(len(BATCHES)), shares, marker="o", markersize=5, linewidth=1, color=colour)
     accuracies.set_xticks(xs, list(columns))
-    style_axes(accuracies, "", "accuracy")
+    name_axes(accuracies, "", "accuracy")
     neighbours.set_xticks(range(len(BATCHES)), [str(size) for size in BATCHES])
-    style_axes(neighbours, "evaluation batch size", "predictions unlike those at 256, share")
+    name_axes(neighbours, "evaluation batch size", "predictions unlike those at 256, share")
 
 
 def n_neighbours(trials: Trials) -> float:
@@ -147,7 +157,7 @@ PAPER = Paper(
         Column("FGSM %", "fgsm.accuracy", 100, 1),
         Column("noise %", "noise.accuracy", 100, 1),
         CLEAN,
-        *(Column(f"clean % at {size}", f"batch_dependence.accuracy.{size}", 100, 1) for size in (256, *BATCHES)),
+        *(Column(f"% at {size}", f"batch_dependence.accuracy.{size}", 100, 1) for size in (256, *BATCHES)),
         *(Column(f"changed at {size}", f"batch_dependence.changed.{size}", 1, 1) for size in BATCHES),
         Column("changed at any", "batch_dependence.changed.any", 1, 1),
         Column("of images", "batch_dependence.n", 1, 0),

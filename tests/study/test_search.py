@@ -38,7 +38,8 @@ def new_search(study, space, n_concurrent=2):
     told = []
     search.enqueue_baselines(study, space)
     configure = partial(spaces.configure, space, SETTINGS)
-    searcher = search.StudySearch(study, configure, n_concurrent, lambda number: {"folder": "f"}, told.append)
+    worker_config = lambda number: {"folder": "f"}  # noqa: E731
+    searcher = search.StudySearch(study, configure, 8, n_concurrent, 2, worker_config, told.append)
     return searcher, told
 
 
@@ -59,6 +60,16 @@ def test_no_more_trials_than_fit_are_proposed(space):
     searcher, _ = new_search(new_study(), space, n_concurrent=1)
     assert searcher.suggest("t0") is not None
     assert searcher.suggest("t1") is None
+
+
+def test_what_probes_found_and_a_warning_are_kept_with_the_trial(space):
+    study = new_study()
+    searcher, _ = new_search(study, space)
+    searcher.suggest("t0")
+    found = {"hessian.1": 3.5, "batch_dependence.changed.1": 2.0}
+    searcher.on_trial_complete("t0", report(2, **found, warning="overfitting in epoch 2", time_total_s=1.0))
+    assert study.trials[0].user_attrs["probes"] == found
+    assert study.trials[0].user_attrs["reason"] == "finished; overfitting in epoch 2"
 
 
 def test_a_trial_that_ran_its_schedule_is_complete_with_both_objectives(space):
@@ -176,14 +187,29 @@ def test_an_exception_after_a_trials_end_does_not_reach_tune(space):
     assert study.trials[0].state is TrialState.COMPLETE
 
 
-def test_a_lost_worker_is_a_failure_with_the_runners_reason(space):
+def test_a_trial_whose_worker_is_lost_is_handed_out_again_until_its_retries_are_used_up(space):
     study = new_study()
     searcher, _ = new_search(study, space)
-    searcher.suggest("t0")
-    searcher.on_trial_complete("t0", error=True)
-    searcher.fail("t0", "machine: node lost")
+    for attempt in range(3):
+        assert searcher.suggest(f"t{attempt}")["number"] == 0
+        searcher.on_trial_complete(f"t{attempt}", error=True)
+        searcher.fail(f"t{attempt}", "node lost")
     assert study.trials[0].state is TrialState.FAIL
-    assert study.trials[0].user_attrs["reason"] == "machine: node lost"
+    assert study.trials[0].user_attrs["reason"] == "machine: node lost, 3 times"
+    assert searcher.suggest("t3")["number"] == 1
+
+
+def test_the_search_ends_when_enough_trials_have_ended_and_not_before(space):
+    study = new_study()
+    searcher, _ = new_search(study, space, n_concurrent=3)
+    for i in range(6):
+        searcher.suggest(f"t{i}")
+        searcher.on_trial_complete(f"t{i}", report(2))
+    assert [searcher.suggest(f"s{i}") is None for i in range(3)] == [False, False, True]
+    searcher.on_trial_complete("s0", report(2))
+    assert searcher.suggest("s3") is None  # the last one may still have to be handed out again
+    searcher.on_trial_complete("s1", report(2))
+    assert searcher.suggest("s4") == "FINISHED"
 
 
 def test_a_resumed_trial_keeps_one_row_per_epoch(space):

@@ -34,6 +34,11 @@ def test_multistep_cuts_at_half_and_three_quarters():
     assert lrs == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
+def test_linear_falls_to_zero_on_a_straight_line():
+    lrs = [schedule("linear")(progress, [], 2.0) for progress in (0, 0.25, 0.5, 1 - 1e-9)]
+    assert lrs == pytest.approx([2, 1.5, 1, 0], abs=1e-8)
+
+
 def test_cosine_falls_to_zero():
     lrs = [schedule("cosine")(progress, [], 2.0) for progress in (0, 1 / 3, 0.5, 2 / 3, 1 - 1e-9)]
     assert lrs == pytest.approx([2, 1.5, 1, 0.5, 0], abs=1e-9)

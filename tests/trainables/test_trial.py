@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from trainables import data
 from trainables.config import ConstantBatch, DataConfig, EvalConfig, GeometricBatch, PlateauBatch, TrialConfig
@@ -43,6 +44,7 @@ CONFIGS = [
     CONFIG.model_copy(update={"norm": "robustnorm", "eval_statistics": "batch"}),
     CONFIG.model_copy(update={"training": "free", "lr_schedule": "accelat", "eps": 0.1}),
     CONFIG.model_copy(update={"training": "trades", "pgd_steps": 2, "eps": 0.1}),
+    CONFIG.model_copy(update={"training": "static", "pgd_steps": 3, "eps": 0.1}),
     CONFIG.model_copy(update={"training": "fgsm", "batch_size_schedule": PlateauBatch(first=64, last=256, patience=1)}),
 ]
 
@@ -109,6 +111,51 @@ def test_test_images_judge_only_the_end_of_a_trial_that_asks_for_them(digits):
     on_validation = train(Trial(CONFIG, digits, EVALUATION, CPU))
     assert timeless(on_test.curve[:-1]) == timeless(on_validation.curve[:-1])
     assert on_test.curve[-1]["n_examples"] == len(digits.test)
+
+
+def test_static_training_sees_the_same_crafted_images_in_every_epoch(digits):
+    config = CONFIG.model_copy(update={"training": "static", "pgd_steps": 3, "eps": 0.1})
+    trial = Trial(config, digits, EVALUATION, CPU)
+    before, augmentation = trial.training_images
+    trial.train_epoch()
+    after, _ = trial.training_images
+    clean = data.to_float(digits.train.images)
+    assert augmentation == "none" and torch.equal(before.images, after.images)
+    assert 0.05 < (before.images - clean).abs().max() <= 0.1 + 1e-6
+    assert before.images.min() >= 0 and before.images.max() <= 1
+    # Against the untrained network they raise the loss, which the images themselves define.
+    untrained = Trial(config, digits, EVALUATION, CPU).model.eval()
+    with torch.no_grad():
+        losses = [F.cross_entropy(untrained(x), digits.train.labels) for x in (clean, before.images)]
+    assert losses[1] > losses[0]
+
+
+def test_attacking_the_initial_weights_judges_the_same_images_after_every_epoch(digits):
+    evaluation = EVALUATION.model_copy(update={"attacked_weights": "initial", "examples": 20})
+    trial = train(Trial(CONFIG, digits, evaluation, CPU))
+    crafted = trial.attacked[True]
+    assert torch.equal(crafted, trial.attacked[False])
+    with torch.no_grad():
+        right = (trial.model.eval()(crafted).argmax(1) == digits.validation.labels[:20]).float().mean().item()
+    assert trial.curve[-1]["adversarial_accuracy"] == pytest.approx(right)
+
+
+def test_probes_join_the_last_row_and_change_nothing_else(digits):
+    probed = train(Trial(CONFIG, digits, EVALUATION.model_copy(update={"probes": ("fgsm", "noise")}), CPU))
+    plain = train(Trial(CONFIG, digits, EVALUATION, CPU))
+    found = {name: probed.curve[-1].pop(name) for name in ("fgsm.accuracy", "noise.accuracy")}
+    assert timeless(probed.curve) == timeless(plain.curve)
+    assert probed.curve[-1]["adversarial_accuracy"] <= found["fgsm.accuracy"] <= found["noise.accuracy"]
+
+
+def test_fgsm_training_reports_accuracy_under_fgsm_and_warns_of_overfitting(digits):
+    trial = Trial(CONFIG.model_copy(update={"training": "fgsm", "eps": 0.1}), digits, EVALUATION, CPU)
+    trial.train_epoch()
+    assert 0 <= trial.curve[0]["fgsm_accuracy"] <= 1 and "warning" not in trial.curve[0]
+    trial.curve[0] |= {"fgsm_accuracy": 0.0, "adversarial_accuracy": 1.0}
+    trial._evaluate = lambda last: {"clean_accuracy": 1.0, "adversarial_accuracy": 0.1, "fgsm_accuracy": 0.9}
+    trial.train_epoch()
+    assert trial.curve[1]["warning"].startswith("catastrophic overfitting in epoch 2: PGD accuracy 0.100")
 
 
 def test_saved_weights_load_as_the_same_classifier(digits, tmp_path):

@@ -1,0 +1,124 @@
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+from trainables import probes
+from trainables.config import EvalConfig, Probe
+from trainables.norms import BatchNorm2d
+
+EPS = 0.1
+
+
+def linear(weight):
+    """Two classes; the image's sum times `weight`, minus a half of it, decides."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[0.0] * 4, [weight] * 4]))
+        model[1].bias.copy_(torch.tensor([0.0, -2.0 * weight]))
+    return model
+
+
+def subject(model, levels, labels, train=None, eps=EPS):
+    """Images of 1x2x2 equal pixels; the linear model calls those above 0.5 class 1."""
+    x = torch.tensor(levels)[:, None, None, None].expand(-1, 1, 2, 2).contiguous()
+    y = torch.tensor(labels)
+    return probes.Subject(model, train or (x, y), (x, y), eps, seed=0)
+
+
+def test_the_table_has_every_name_of_the_configuration():
+    assert set(probes.PROBES) == set(get_args(Probe))
+    assert EvalConfig(probes=get_args(Probe)).probes == get_args(Probe)
+
+
+def test_names_are_dotted():
+    found = probes.measure(["fgsm", "noise"], subject(linear(1.0), [0.2, 0.8], [0, 1]))
+    assert found == {"fgsm.accuracy": 1.0, "noise.accuracy": 1.0}
+
+
+def test_fgsm_takes_what_lies_within_eps_of_the_boundary():
+    # Distances from 0.5: 0.3, 0.05, 0.15, 0.05 and, misclassified clean, 0.3.
+    found = probes.fgsm_accuracy(subject(linear(1.0), [0.2, 0.45, 0.65, 0.55, 0.8], [0, 0, 1, 1, 0]))
+    assert found["accuracy"] == pytest.approx(2 / 5)
+
+
+def test_noise_within_eps_cannot_cross_a_boundary_farther_away():
+    assert probes.noise(subject(linear(1.0), [0.39, 0.61], [0, 1])) == {"accuracy": 1.0}
+
+
+def test_noise_crosses_a_boundary_on_the_image_half_of_the_time():
+    found = probes.noise(subject(linear(1.0), [0.5] * 2000, [0] * 2000))
+    assert found["accuracy"] == pytest.approx(0.5, abs=0.05)  # 4.5 standard deviations
+
+
+def test_hessian_of_logistic_regression_has_its_closed_form():
+    """Weights W (2, d+1 with bias): H = mean of (diag p - pp') ⊗ xx', so for one repeated image 2·p(1-p)·|x|²."""
+    model = linear(0.7)
+    example = subject(model, [0.3] * 8, [0, 1] * 4)
+    p = torch.softmax(model(example.judged[0][:1]), 1)[0, 0].item()
+    squared = 4 * 0.3**2 + 1
+    found = probes.hessian(example)
+    assert found["1"] == pytest.approx(2 * p * (1 - p) * squared, rel=1e-3)
+    assert found["2"] == pytest.approx(0, abs=1e-4)
+
+
+def test_hessian_looks_at_the_training_images_in_eval_mode_and_leaves_the_mode():
+    model = nn.Sequential(BatchNorm2d(1), nn.Flatten(), nn.Linear(4, 2)).train()
+    few = subject(model, [0.3] * 4, [0] * 4, train=subject(model, [0.2, 0.9], [0, 1]).judged)
+    other = few._replace(judged=(few.judged[0] * 0, few.judged[1]))
+    assert probes.hessian(few) == probes.hessian(other)
+    assert model.training and model[0].training
+
+
+class Neighbours(nn.Module):
+    """Class 1 for images brighter than their batch's mean."""
+
+    def forward(self, x):
+        brightness = x.mean((1, 2, 3))
+        return torch.stack([brightness.mean().expand(len(x)), brightness], 1)
+
+
+def test_predictions_that_follow_the_batch_are_counted():
+    # Two halves of 128, each with a dark and a bright 64. Of all 256, the mean is 0.5: the brighter half is class 1.
+    levels = [0.1] * 64 + [0.3] * 64 + [0.7] * 64 + [0.9] * 64
+    example = subject(Neighbours(), levels, [0] * 128 + [1] * 128)
+    found = probes.batch_dependence(example)
+    # In batches of 128 the second and third quarter swap; in batches of 32 or alone nothing exceeds its mean.
+    assert found == {
+        "n": 256,
+        "accuracy.256": 1.0,
+        "accuracy.128": 0.5,
+        "accuracy.32": 0.5,
+        "accuracy.1": 0.5,
+        "changed.128": 128,
+        "changed.32": 128,
+        "changed.1": 128,
+        "changed.any": 192,
+    }
+
+
+def test_no_prediction_changes_where_examples_are_independent():
+    found = probes.batch_dependence(subject(linear(1.0), [0.2, 0.8] * 150, [0, 1] * 150))
+    assert found["n"] == 256 and found["changed.any"] == 0
+    assert {found[f"accuracy.{size}"] for size in probes.BATCHES} == {1.0}
+
+
+def test_fewer_images_than_a_batch_are_all_used():
+    assert probes.batch_dependence(subject(linear(1.0), [0.2] * 9, [0] * 9))["n"] == 9
+
+
+@pytest.mark.parametrize(
+    ("fgsm", "pgd", "epoch"),
+    [
+        ([0.4, 0.5, 0.6, 0.9, 0.95], [0.3, 0.4, 0.45, 0.02, 0.0], 4),  # collapses while FGSM rises
+        ([0.4, 0.5, 0.6, 0.9], [0.3, 0.4, 0.45, 0.30], None),  # falls, but keeps more than half
+        ([0.4, 0.5, 0.6, 0.1], [0.3, 0.4, 0.45, 0.02], None),  # both collapse: that is divergence
+        ([0.4, 0.5, 0.6], [0.08, 0.09, 0.0], None),  # too little to lose
+        ([0.4, 0.9, 0.5], [0.4, 0.1, 0.5], 2),  # recovers later, but it happened
+        ([0.5], [0.5], None),
+        ([], [], None),
+    ],
+)
+def test_catastrophic_overfitting_is_pgd_collapsing_while_fgsm_rises(fgsm, pgd, epoch):
+    assert probes.catastrophic_overfitting(fgsm, pgd) == epoch
