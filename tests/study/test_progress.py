@@ -13,7 +13,6 @@ def trials(*states):
     study = optuna.create_study(directions=DIRECTIONS)
     for i, state in enumerate(states):
         add(study, 0.1 * (i + 1), 10.0 + i, label=f"t{i}", state=state)
-        study.trials[i].user_attrs["config"].update(epochs=3, lr_batch_ratio=1e-3)
     return study.trials
 
 

@@ -7,6 +7,7 @@ from study import results
 from study.storage import DIRECTIONS
 
 CONFIG = {"norm": "fixup", "training": "natural", "batch_size_schedule": {"kind": "constant", "size": 8}}
+CONFIG |= {"epochs": 3, "lr_batch_ratio": 1e-3}
 
 
 def add(study, adversarial=None, seconds=None, label=None, state=TrialState.COMPLETE):
