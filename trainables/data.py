@@ -11,20 +11,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Generator, Tensor
 from torch.nn import functional as F
-from torchvision.datasets import CIFAR10, CIFAR100, SVHN
-from torchvision.datasets.folder import find_classes, is_image_file
 
 from trainables.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10, SVHN
+
+# scikit-learn and torchvision are imported where they are used: each worker would wait 2.7 s for both, twice as
+# long as for torch.
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +140,8 @@ def split_indices(
     Raises:
         InputError: If the seed is out of range, or a class would be absent from either.
     """
+    from sklearn.model_selection import train_test_split
+
     if not 0 <= seed < 2**32:
         raise InputError(f"split_seed: {seed} given; accepted: 0 to {2**32 - 1}")
     counts = np.bincount(labels, minlength=len(class_names))
@@ -253,6 +257,9 @@ def to_float(images: Tensor) -> Tensor:
 
 def digits(data_dir: StrPath | None) -> Source:
     """Scikit-learn's 1797 handwritten digits, 8x8, 16 shades of grey; nothing is read from `data_dir`."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     bunch = load_digits()
     images = np.round(bunch.images * 255 / 16).astype(np.uint8)[:, None]
     labels = bunch.target.astype(np.int64)
@@ -261,10 +268,24 @@ def digits(data_dir: StrPath | None) -> Source:
     return Source(images[rest], labels[rest], images[test], labels[test], names, "none")
 
 
-def cifar(kind: type[CIFAR10], data_dir: StrPath | None) -> Source:
-    """CIFAR-10 or CIFAR-100 (Krizhevsky 2009)."""
+def cifar10(data_dir: StrPath | None) -> Source:
+    """CIFAR-10 (Krizhevsky 2009)."""
+    from torchvision.datasets import CIFAR10
 
-    def pixels(part: CIFAR10) -> np.ndarray:
+    return cifar(CIFAR10, data_dir)
+
+
+def cifar100(data_dir: StrPath | None) -> Source:
+    """CIFAR-100 (Krizhevsky 2009)."""
+    from torchvision.datasets import CIFAR100
+
+    return cifar(CIFAR100, data_dir)
+
+
+def cifar(kind: "type[CIFAR10]", data_dir: StrPath | None) -> Source:
+    """What both have in common."""
+
+    def pixels(part: "CIFAR10") -> np.ndarray:
         return np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))
 
     train, test = present_or_downloaded(kind.__name__, kind, data_dir)
@@ -275,7 +296,9 @@ def cifar(kind: type[CIFAR10], data_dir: StrPath | None) -> Source:
 def svhn(data_dir: StrPath | None) -> Source:
     """Street View House Numbers (Netzer et al. 2011); never mirrored, since a mirrored digit is another sign."""
 
-    def part(root: str, train: bool, download: bool = False) -> SVHN:
+    from torchvision.datasets import SVHN
+
+    def part(root: str, train: bool, download: bool = False) -> "SVHN":
         return SVHN(root, split="train" if train else "test", download=download)
 
     train, test = present_or_downloaded("SVHN", part, data_dir)
@@ -350,6 +373,8 @@ def folder_classes(folder: str) -> tuple[str, ...]:
     """
     if not os.listdir(folder):
         raise unusable(folder, "which is empty")
+    from torchvision.datasets.folder import find_classes
+
     names = {}
     for part in ("train", "test"):
         try:
@@ -385,6 +410,7 @@ def samples(folder: str, part: str, class_names: Sequence[str]) -> list[tuple[st
 
 def image_paths(class_folder: str) -> list[str]:
     """Image files below a folder, sorted; unlike torchvision's, a folder that cannot be listed is an OSError."""
+    from torchvision.datasets.folder import is_image_file
 
     def fail(error: OSError) -> None:
         raise error
@@ -514,8 +540,8 @@ def described(folder: str, path: str, image: np.ndarray) -> str:
 
 READERS: dict[str, Callable[[StrPath | None], Source]] = {
     "digits": digits,
-    "cifar10": partial(cifar, CIFAR10),
-    "cifar100": partial(cifar, CIFAR100),
+    "cifar10": cifar10,
+    "cifar100": cifar100,
     "svhn": svhn,
     "imagefolder": imagefolder,
 }
