@@ -113,7 +113,7 @@ def page(trials: list[FrozenTrial], settings: dict[str, object]) -> str:
     """One self-contained page that opens offline."""
     figures = [interactive_front(trials, settings), hypervolume_history(trials), learning_curves(trials)]
     parts = [
-        figure.to_html(full_html=False, include_plotlyjs=i == 0, config={"displaylogo": False, "responsive": True})
+        figure.to_html(full_html=False, include_plotlyjs=i == 0, config={"displayModeBar": False, "responsive": True})
         for i, figure in enumerate(figures)
     ]
     ended = {state: sum(trial.state.name == state for trial in trials) for state in ("COMPLETE", "PRUNED", "FAIL")}

@@ -10,6 +10,9 @@ class InputError(ValueError):
     The message is one line: the field, what was given, what is accepted.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
 
 def nearest(value: str, accepted: Iterable[str]) -> str:
     """`value` quoted, the nearest accepted name where one is near, and all accepted names."""
