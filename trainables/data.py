@@ -1,5 +1,6 @@
 """Images resident on the device as uint8: read once, split once, augmented where they lie."""
 
+import contextlib
 import hashlib
 import http.client
 import logging
@@ -322,11 +323,16 @@ def present_or_downloaded(title: str, part: Callable[..., Part], data_dir: StrPa
         return part(root=root, train=True), part(root=root, train=False)
     except (RuntimeError, OSError):  # torchvision: not there, or not what its checksum says
         pass
+    existed, lock = os.path.exists(root), os.path.join(root, f".{title}.lock")
     try:
         os.makedirs(root, exist_ok=True)
-        with FileLock(os.path.join(root, f".{title}.lock")):  # torchvision's download is not safe for two at once
+        with FileLock(lock):  # torchvision's download is not safe for two at once
             return part(root=root, train=True, download=True), part(root=root, train=False, download=True)
     except (RuntimeError, OSError, http.client.HTTPException) as error:
+        if not existed:
+            with contextlib.suppress(OSError):  # what holds part of the download stays
+                os.remove(lock)
+                os.rmdir(root)
         raise InputError(
             f"data_dir: {root!r} given, which does not hold {title}, and the download failed ({reason(error)}); "
             f"accepted: a folder that holds {title} as torchvision stores it, or a writable one and a network"
