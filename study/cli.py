@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 
 import click
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from study.settings import fraction
 from trainables.errors import InputError
@@ -50,6 +52,9 @@ def run(command: click.Command, argv: Sequence[str] | None, package: str = "stud
         return _say(str(error), 2)
     except OSError as error:
         return _say(_os_error(error), 1)
+    except (SQLAlchemyError, StorageInternalError) as error:
+        cause = str(getattr(error, "orig", None) or error)
+        return _say(f"storage: {cause}; nothing that was stored is lost, the same command goes on", 1)
     except (KeyboardInterrupt, click.Abort):
         return 130
     except BrokenPipeError:

@@ -1,0 +1,58 @@
+import logging
+
+import click
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from study import cli
+from trainables.errors import InputError
+
+
+def command_that(action):
+    return click.Command("demo", callback=action, params=[click.Option(["--eps"], type=cli.Fraction())])
+
+
+def raising(error):
+    def action(**given):
+        raise error
+
+    return command_that(action)
+
+
+@pytest.mark.parametrize(
+    "error,status,line",
+    [
+        (InputError("depth: 55 given;\naccepted: 56"), 2, "error: depth: 55 given; accepted: 56\n"),
+        (click.UsageError("no such option"), 2, "error: no such option\n"),
+        (OSError(28, "No space left on device", "study.db"), 1, "error: No space left on device: study.db\n"),
+        (
+            OperationalError("INSERT", {"password": "secret"}, Exception("database is locked")),
+            1,
+            "error: storage: database is locked; nothing that was stored is lost, the same command goes on\n",
+        ),
+        (KeyboardInterrupt(), 130, "\n"),  # click ends the line that holds ^C
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_a_status(error, status, line, capsys):
+    assert cli.run(raising(error), []) == status
+    assert capsys.readouterr().err == line
+
+
+def test_an_error_of_the_programs_own_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        cli.run(raising(ZeroDivisionError()), [])
+
+
+def test_a_command_returns_its_status():
+    assert cli.run(command_that(lambda eps: 130), []) == 130
+    assert cli.run(command_that(lambda eps: None), []) == 0
+
+
+def test_numbers_may_be_fractions():
+    seen = []
+    assert cli.run(command_that(lambda eps: seen.append(eps)), ["--eps", "8/255"]) == 0
+    assert seen == [8 / 255]
+
+
+def test_importing_the_command_line_configures_no_logging():
+    assert not logging.getLogger("study").handlers
