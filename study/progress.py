@@ -102,7 +102,6 @@ class Progress:
         self.console, self.target, self.done_before = console, target, done_before
         self.start = self.last_line = time.monotonic()
         self.live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
-        self.snapshot: Snapshot | None = None
 
     def __enter__(self) -> "Progress":
         if self.live:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,8 @@ def try_out(space: Space, settings: StudySettings, n_train: int) -> None:
         study.enqueue_trial(params, user_attrs={"label": label})
     for label in [*space.baselines, *[None] * N_TRIED]:
         trial = study.ask()
-        config = configure(space, settings, trial)
+        with warnings.catch_warnings(action="ignore"):  # Optuna's word on what is refused in our own
+            config = configure(space, settings, trial)
         if config.batch_size_schedule.largest > n_train:
             raise InputError(
                 f"batch_size_schedule: {config.batch_size_schedule.largest} images in a batch given"
