@@ -129,4 +129,4 @@ class Progress:
 
     def _display(self, snapshot: Snapshot) -> Group:
         bar = ProgressBar(total=snapshot.target, completed=snapshot.done + snapshot.failed, width=60)
-        return Group(front_table(snapshot.trials, "Pareto front so far"), bar, Text(snapshot.line()))
+        return Group(front_table(snapshot.trials, "Pareto front so far"), Text(snapshot.line()), bar)
