@@ -8,7 +8,7 @@ from tests.faults.invariants import open_study
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(500)]
 
-N_KILLS = 8
+N_KILLS = 5
 
 
 def test_after_kills_at_random_moments_no_trial_is_lost_doubled_or_faked(tmp_path):
