@@ -25,6 +25,7 @@ from trainables.ray_trainable import RayTrial
 logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 10  # for a cluster to accept a connection
+NODES_SECONDS = 5  # between two looks at the cluster's nodes
 OBJECT_STORE_BYTES = 200_000_000  # trials share no objects; Ray's default takes 30 % of the memory
 
 QUIET = {
@@ -143,12 +144,22 @@ class StopRequest:
             raise Stop(self.reason)
 
 
+def require_a_node() -> None:
+    """Where no node is left, Tune waits for ever for its trials' resources.
+
+    Raises:
+        ConnectionError: If there is none.
+    """
+    if not any(node["Alive"] for node in ray.nodes()):
+        raise ConnectionError("Ray has lost its last node; finished trials are kept, the same command goes on")
+
+
 class Watch(tune.Callback):
     """Carries Tune's events to the searcher and the display, and ends the run where that is safe."""
 
     def __init__(self, search: StudySearch, stop: StopRequest, progress: Progress) -> None:
         self.search, self.stop, self.progress = search, stop, progress
-        self.shown = 0.0
+        self.shown = self.looked = 0.0
 
     def __getstate__(self) -> dict[str, object]:
         return {}  # Tune snapshots its callbacks; nothing here outlives the run
@@ -158,8 +169,12 @@ class Watch(tune.Callback):
         if self.search.problem:
             raise self.search.problem
         self.search.flush()
-        if time.monotonic() - self.shown > 1:
-            self.shown = time.monotonic()
+        now = time.monotonic()
+        if now - self.looked > NODES_SECONDS:
+            self.looked = now
+            require_a_node()
+        if now - self.shown > 1:
+            self.shown = now
             self.progress.update(self.search.study.get_trials(deepcopy=False))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:

@@ -157,6 +157,14 @@ def one_driver(folder: Path, name: str, rng: random.Random, report: Report, n_ki
         driver.kill()
 
 
+def wait_for_workers(process: psutil.Process, driver: subprocess.Popen, seconds: float = 60) -> None:
+    """Sleep until a trial has a worker, a moment longer, and at most `seconds`."""
+    end = time.monotonic() + seconds
+    while not trial_workers(process) and time.monotonic() < end:
+        wait_until(0.2, driver)
+    wait_until(3.0, driver)
+
+
 def wait_until(seconds: float, driver: subprocess.Popen) -> None:
     """Sleep, but not beyond the driver's end."""
     end = time.monotonic() + seconds

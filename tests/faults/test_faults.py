@@ -1,5 +1,8 @@
 """A short campaign of kills, and every way in which a trial can fail by itself."""
 
+import random
+
+import psutil
 import pytest
 from optuna.trial import TrialState
 
@@ -16,6 +19,17 @@ def test_after_kills_at_random_moments_no_trial_is_lost_doubled_or_faked(tmp_pat
     assert sum(report.kills.values()) == N_KILLS
     assert report.total("complete") == report.total("trials") == len(report.accounts) * campaign.N_TRIALS
     assert report.total("epochs_redone") <= report.total("interruptions")
+
+
+def test_a_driver_whose_last_node_is_killed_says_so_and_the_same_command_goes_on(tmp_path):
+    driver = campaign.start_driver(tmp_path, "alone", {})
+    process = psutil.Process(driver.pid)
+    campaign.wait_for_workers(process, driver)
+    assert campaign.strike("raylet", process, random.Random(0))
+    assert driver.wait(timeout=90) == 1
+    assert "error: Ray has lost its last node" in (tmp_path / "alone.out").read_text()
+    assert campaign.start_driver(tmp_path, "alone", {}).wait(timeout=120) == 0
+    campaign.check(tmp_path / "alone", campaign.N_TRIALS, campaign.EPOCHS, tmp_path / "alone.log")
 
 
 def test_a_trial_that_fails_by_itself_fails_once_with_its_reason_and_the_others_go_on(tmp_path):
