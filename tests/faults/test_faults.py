@@ -25,7 +25,9 @@ def test_a_driver_whose_last_node_is_killed_says_so_and_the_same_command_goes_on
     driver = campaign.start_driver(tmp_path, "alone", {})
     process = psutil.Process(driver.pid)
     campaign.wait_for_workers(process, driver)
+    # Workers can outlive the raylet for a while and finish the study: they go with it.
     assert campaign.strike("raylet", process, random.Random(0))
+    campaign.strike("workers", process, random.Random(0))
     assert driver.wait(timeout=90) == 1
     assert "error: Ray has lost its last node" in (tmp_path / "alone.out").read_text()
     assert campaign.start_driver(tmp_path, "alone", {}).wait(timeout=120) == 0
