@@ -66,9 +66,10 @@ def carry_out(
         if resources is not None:
             message = f"Study {settings.name}: {settings.trials} trials, results in {settings.folder}"
             console.print(message, highlight=False, soft_wrap=True)
-            write_study_json(settings, settings.folder, resources)
+            objective = runner.resolve_objective(study, settings, resources)
+            write_study_json(settings, settings.folder, resources, objective)
             with Progress(console, settings.trials, done) as progress:
-                ending = runner.run(study, configure, settings, resources, progress)
+                ending = runner.run(study, configure, settings, resources, progress, objective)
         finish(study, settings, console, ending)
     return 130 if ending == "interrupted" else 0
 

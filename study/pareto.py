@@ -36,6 +36,12 @@ MIN_FREE_BYTES = 100_000_000  # a few checkpoints and logs
 @click.option("--sampler", help="tpe, nsga2, gp or random. [default: tpe]")
 @click.option("--seed", type=int, help="Of the sampler and, plus its number, of each trial. [default: 0]")
 @click.option("--retries", type=int, help="How often a trial goes on after its worker was lost. [default: 3]")
+@click.option("--epoch-timeout", type=float, metavar="SECONDS", help="An epoch this long has hung. [default: 3600]")
+@click.option(
+    "--objective",
+    help="Which seconds count: measured, or calibrated (steps times seconds per step with the device alone). "
+    "[default: calibrated where trials share a GPU, else measured]",
+)
 @click.option("--cpus-per-trial", type=float, help="May be a fraction. [default: 1]")
 @click.option("--gpus-per-trial", type=float, help="May be a fraction. [default: 1 where Ray has GPUs, else 0]")
 @click.option("--concurrent", type=int, help="Trials at once. [default: as many as fit]")

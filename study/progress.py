@@ -29,7 +29,11 @@ class Snapshot:
 
     @property
     def done(self) -> int:
-        return self.count(TrialState.COMPLETE, TrialState.PRUNED)
+        return self.count(TrialState.COMPLETE)
+
+    @property
+    def stopped(self) -> int:
+        return self.count(TrialState.PRUNED)
 
     @property
     def failed(self) -> int:
@@ -42,7 +46,7 @@ class Snapshot:
     @property
     def seconds_left(self) -> float | None:
         """At this run's pace so far; None before its first trial has ended."""
-        ended = self.done + self.failed
+        ended = self.done + self.stopped + self.failed
         if ended == self.done_before:
             return None
         return self.elapsed / (ended - self.done_before) * max(0, self.target - ended)
@@ -50,7 +54,8 @@ class Snapshot:
     def line(self) -> str:
         left = self.seconds_left
         return (
-            f"{self.done}/{self.target} done, {self.running} running, {self.failed} failed; "
+            f"{self.done}/{self.target} done, {self.running} running, {self.failed} failed"
+            f"{f', {self.stopped} stopped early' if self.stopped else ''}; "
             f"front {len(front_of(self.trials))}, hypervolume {front_hypervolume(self.trials):.3g}; "
             f"elapsed {clock(self.elapsed)}, left {'?' if left is None else 'about ' + clock(left)}"
         )
@@ -72,7 +77,8 @@ def ended_line(trial: FrozenTrial) -> str:
         return f"{line}; {warning}" if warning else line
     if trial.state is TrialState.WAITING:
         return f"{head}: worker lost, goes on from its checkpoint"
-    return f"{head}: {trial.state.name.lower()}, {trial.user_attrs.get('reason', '')}"
+    reason = trial.user_attrs.get("reason", "")
+    return f"{head}: {reason}" if trial.state is TrialState.PRUNED else f"{head}: failed, {reason}"
 
 
 def front_table(trials: list[FrozenTrial], title: str = "Pareto front") -> Table:
@@ -128,5 +134,5 @@ class Progress:
             self.last_line = now
 
     def _display(self, snapshot: Snapshot) -> Group:
-        bar = ProgressBar(total=snapshot.target, completed=snapshot.done + snapshot.failed, width=60)
+        bar = ProgressBar(total=snapshot.target, completed=snapshot.done + snapshot.stopped + snapshot.failed, width=60)
         return Group(front_table(snapshot.trials, "Pareto front so far"), Text(snapshot.line()), bar)

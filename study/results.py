@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import binomtest
 
 from study.front import hypervolume, non_dominated
-from study.settings import StudySettings
+from study.settings import Objective, StudySettings
 from study.storage import redacted
 from trainables.files import write_whole
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "numpy", "scikit-learn")
 
 
+@lru_cache(maxsize=10_000)
 def wilson(accuracy: float, n: int) -> tuple[float, float]:
     """95 % Wilson interval of an accuracy measured on `n` examples.
 
@@ -92,12 +94,8 @@ def row(trial: FrozenTrial) -> dict[str, object]:
         columns |= dict(zip(("adversarial_low", "adversarial_high"), wilson(adversarial, n), strict=True))
         columns |= {"clean_accuracy": clean}
         columns |= dict(zip(("clean_low", "clean_high"), wilson(clean, n), strict=True))
-        columns |= {"n_examples": n, "train_seconds": seconds}
-        columns |= {
-            "measured_seconds": attrs["measured_seconds"],
-            "calibrated_seconds": attrs.get("calibrated_seconds"),
-        }
-        columns |= attrs.get("probes", {})
+        columns |= {"n_examples": n, "train_seconds": seconds} | attrs.get("probes", {})
+    columns |= {name: attrs.get(name) for name in ("measured_seconds", "calibrated_seconds")}
     columns |= {
         name: json.dumps(value) if isinstance(value, list | dict) else value
         for name, value in flatten(attrs.get("config", {})).items()
@@ -133,10 +131,11 @@ def checkpoint_folder(folder: Path, number: int) -> Path:
     return folder / "tune" / "checkpoints" / f"{number:04d}"
 
 
-def sync_models(trials: list[FrozenTrial], folder: Path) -> None:
+def sync_models(trials: list[FrozenTrial], folder: Path, ended: FrozenTrial | None = None) -> None:
     """Weights for front members only, and no checkpoint of a finished trial.
 
-    Follows from the storage alone, so it can be run at any time and mends what a crash left half done.
+    Follows from the storage alone, so it can be run at any time and mends what a crash left half done; with
+    `ended`, only that trial's checkpoint is looked at.
     """
     models = folder / "models"
     models.mkdir(parents=True, exist_ok=True)
@@ -148,7 +147,7 @@ def sync_models(trials: list[FrozenTrial], folder: Path) -> None:
     for path in models.glob("*.safetensors"):
         if path.name not in wanted:
             path.unlink()
-    for trial in trials:
+    for trial in trials if ended is None else [ended]:
         if trial.state.is_finished():
             shutil.rmtree(checkpoint_folder(folder, trial.number), ignore_errors=True)
 
@@ -160,12 +159,14 @@ def write_tables(study: Study, folder: Path) -> None:
         write_whole(folder / name, frame.to_csv(index=False).encode())
 
 
-def write_study_json(settings: StudySettings, folder: Path, ray_resources: dict[str, float]) -> None:
+def write_study_json(
+    settings: StudySettings, folder: Path, ray_resources: dict[str, float], objective: Objective
+) -> None:
     """Settings, versions and hardware; never a password."""
     content = {
         "settings": settings.model_dump(mode="json") | {"storage": redacted(settings.storage_url)},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "ray_resources": ray_resources},
-        "objective": "measured",
+        "objective": objective,
     }
     write_whole(folder / "study.json", (json.dumps(content, indent=2) + "\n").encode())

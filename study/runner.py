@@ -1,6 +1,7 @@
 """Runs a study's trials through Ray Tune until enough have finished, the time is up or the user stops it."""
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -8,16 +9,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 
 import optuna
 import ray
+from optuna.exceptions import StorageInternalError
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler
+from sqlalchemy.exc import SQLAlchemyError
 
 from study.progress import Progress
 from study.results import checkpoint_folder, short_name, sync_models, write_tables
-from study.search import StudySearch, requeue_interrupted
-from study.settings import StudySettings
+from study.search import StopRule, StudySearch, requeue_interrupted
+from study.settings import Objective, StudySettings
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.ray_trainable import RayTrial
@@ -101,6 +106,20 @@ def gpus_per_trial(settings: StudySettings, resources: dict[str, float]) -> floa
     return 1.0 if resources.get("GPU") else 0.0
 
 
+def resolve_objective(study: optuna.Study, settings: StudySettings, resources: dict[str, float]) -> Objective:
+    """Which seconds the study counts: decided when it is made, and kept.
+
+    Measured ones hold only where a trial has its device to itself, and all devices are of one kind.
+    """
+    objective = study.user_attrs.get("objective") or settings.objective
+    if objective is None:
+        gpus = gpus_per_trial(settings, resources)
+        kinds = [name for name in resources if name.startswith("accelerator_type:")]
+        objective = "calibrated" if 0 < gpus < 1 or (gpus and len(kinds) > 1) else "measured"
+    study.set_user_attr("objective", objective)
+    return objective
+
+
 def n_concurrent(settings: StudySettings, resources: dict[str, float]) -> int:
     """How many trials fit at once."""
     gpus = gpus_per_trial(settings, resources)
@@ -154,12 +173,27 @@ def require_a_node() -> None:
         raise ConnectionError("Ray has lost its last node; finished trials are kept, the same command goes on")
 
 
+class StopEarly(FIFOScheduler):
+    """Ends the trials that the searcher's rule ends."""
+
+    def __init__(self, search: StudySearch) -> None:
+        super().__init__()
+        self.search = search
+
+    def on_trial_result(self, controller: object, trial: TuneTrial, result: dict[str, object]) -> str:
+        return self.STOP if self.search.stops(trial.trial_id, result) else self.CONTINUE
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}  # Tune snapshots its scheduler; nothing here outlives the run
+
+
 class Watch(tune.Callback):
     """Carries Tune's events to the searcher and the display, and ends the run where that is safe."""
 
-    def __init__(self, search: StudySearch, stop: StopRequest, progress: Progress) -> None:
-        self.search, self.stop, self.progress = search, stop, progress
+    def __init__(self, search: StudySearch, stop: StopRequest, progress: Progress, epoch_timeout: float) -> None:
+        self.search, self.stop, self.progress, self.epoch_timeout = search, stop, progress, epoch_timeout
         self.shown = self.looked = 0.0
+        self.heard: dict[str, float] = {}  # when each trial last began or reported
 
     def __getstate__(self) -> dict[str, object]:
         return {}  # Tune snapshots its callbacks; nothing here outlives the run
@@ -175,10 +209,42 @@ class Watch(tune.Callback):
             require_a_node()
         if now - self.shown > 1:
             self.shown = now
-            self.progress.update(self.search.study.get_trials(deepcopy=False))
+            try:
+                self.progress.update(self.search.study.get_trials(deepcopy=False))
+            except (SQLAlchemyError, StorageInternalError) as error:
+                self.search.storage_failed(error)
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
+        self.heard[trial.trial_id] = time.monotonic()
+
+    def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
+        self.heard[trial.trial_id] = time.monotonic()
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
-        self.search.fail(trial.trial_id, "worker or node lost")
+        silent = time.monotonic() - self.heard.pop(trial.trial_id, math.inf)
+        hung = self.epoch_timeout <= silent < math.inf  # its worker's watchdog ended it
+        reason = f"hung, no epoch ended within {self.epoch_timeout:g} s" if hung else "worker or node lost"
+        self.search.fail(trial.trial_id, reason)
+
+
+class Results:
+    """Keeps the results folder in step with the storage, the tables at no more than `SHARE` of the time."""
+
+    SHARE = 0.05
+
+    def __init__(self, study: optuna.Study, folder: Path, progress: Progress) -> None:
+        self.study, self.folder, self.progress = study, folder, progress
+        self.next_tables = 0.0
+
+    def told(self, number: int) -> None:
+        """A trial's end is in the storage."""
+        trials = self.study.get_trials(deepcopy=False)
+        sync_models(trials, self.folder, trials[number])
+        start = time.monotonic()
+        if start >= self.next_tables:
+            write_tables(self.study, self.folder)
+            self.next_tables = start + (time.monotonic() - start) / self.SHARE
+        self.progress.update(trials, ended=trials[number])
 
 
 def run(
@@ -187,6 +253,8 @@ def run(
     settings: StudySettings,
     resources: dict[str, float],
     progress: Progress,
+    objective: Objective,
+    stop_rule: StopRule | None = None,
 ) -> str:
     """Run trials until `settings.trials` have finished.
 
@@ -196,6 +264,8 @@ def run(
         settings: Of the study.
         resources: Of the cluster.
         progress: Shown while it runs.
+        objective: Which seconds are the objective.
+        stop_rule: Ends trials early.
 
     Returns:
         "finished", "interrupted" or "timeout".
@@ -206,18 +276,13 @@ def run(
     """
     folder = settings.folder.absolute()
 
-    def told(number: int) -> None:
-        trials = study.get_trials(deepcopy=False)
-        sync_models(trials, folder)
-        write_tables(study, folder)
-        progress.update(trials, ended=trials[number])
-
     def worker_config(number: int) -> dict[str, object]:
         return {
             "data": settings.data.model_dump(),
             "evaluation": settings.evaluation.model_dump(),
             "folder": str(checkpoint_folder(folder, number)),
             "threads": max(1, int(settings.cpus_per_trial)),
+            "epoch_timeout": settings.epoch_timeout,
         }
 
     stop = StopRequest(settings.timeout)
@@ -228,12 +293,15 @@ def run(
         n_concurrent(settings, resources),
         settings.retries,
         worker_config,
-        told,
+        Results(study, folder, progress).told,
+        objective,
+        stop_rule,
     )
     tuner = tune.Tuner(
         tune.with_resources(RayTrial, {"cpu": settings.cpus_per_trial, "gpu": gpus_per_trial(settings, resources)}),
         tune_config=tune.TuneConfig(
             search_alg=search,
+            scheduler=StopEarly(search),
             num_samples=-1,  # the searcher says when it is done
             reuse_actors=True,
             trial_name_creator=trial_name,
@@ -244,7 +312,7 @@ def run(
             storage_path=str(folder / "tune"),
             # The trainable keeps its own checkpoint: Tune's restore loses and doubles trials.
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            callbacks=[Watch(search, stop, progress)],
+            callbacks=[Watch(search, stop, progress, settings.epoch_timeout)],
             verbose=0,
         ),
     )

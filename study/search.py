@@ -2,24 +2,27 @@
 
 Optuna's storage is the one truth. A trial there is
 RUNNING while a worker trains it, COMPLETE when its whole schedule ran, FAIL with a `reason` when it
-did not, and WAITING when it was interrupted: the next `ask` hands it out again under its number, with
-its parameters, and the worker goes on from the checkpoint of that number.
+did not, PRUNED when the study stopped it early, and WAITING when it was interrupted: the next `ask` hands
+it out again under its number, with its parameters, and the worker goes on from the checkpoint of that number.
 """
 
+import errno
 import logging
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import get_args
 
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.study import Study
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 from sqlalchemy.exc import SQLAlchemyError
 
-from study.settings import StudySettings
+from study import calibration
+from study.settings import Objective, StudySettings
 from study.spaces import Space
 from study.storage import OBJECTIVES, n_finished
 from trainables.config import Probe, TrialConfig
@@ -29,6 +32,7 @@ logger = logging.getLogger(__name__)
 CURVE = (
     "epoch",
     "train_seconds",
+    "calibrated_seconds",
     "clean_accuracy",
     "adversarial_accuracy",
     "n_examples",
@@ -71,7 +75,17 @@ def requeue(study: Study, trial_id: int) -> None:
     study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
 
-def outcome(result: dict[str, object], epochs: int) -> tuple[TrialState | None, list[float] | None, str]:
+STORAGE_PATIENCE = 300.0  # seconds that a storage may stay locked or unreachable before the run ends
+NO_ROOM = ("disk is full", "No space left", "disk full")
+
+# The configuration and label of a running trial, its curve, the objective seconds it will have taken at its
+# end, and all trials of the study; returns why it should end now, or None.
+StopRule = Callable[[TrialConfig, str, list[dict[str, object]], float, Sequence[FrozenTrial]], str | None]
+
+
+def outcome(
+    result: dict[str, object], epochs: int, objective: Objective
+) -> tuple[TrialState | None, list[float] | None, str]:
     """What a trial's last report means: its state, objective values and reason.
 
     State None is for a trial that was cut off without an end of its own: it can be resumed.
@@ -80,10 +94,15 @@ def outcome(result: dict[str, object], epochs: int) -> tuple[TrialState | None, 
         return TrialState.FAIL, None, str(result["failure"])
     if result.get("epoch", 0) < epochs:
         return None, None, "interrupted"
-    values = [result.get(name) for name in OBJECTIVES]
+    values = [result.get("adversarial_accuracy"), seconds(result, objective)]
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
         return TrialState.FAIL, None, f"objective is not finite: {dict(zip(OBJECTIVES, values, strict=True))}"
     return TrialState.COMPLETE, [float(value) for value in values], "finished"
+
+
+def seconds(row: dict[str, object], objective: Objective) -> float | None:
+    """A row's training seconds so far, as the study counts them."""
+    return row.get("train_seconds" if objective == "measured" else "calibrated_seconds")
 
 
 def probe_values(result: dict[str, object]) -> dict[str, object]:
@@ -105,11 +124,14 @@ class StudySearch(Searcher):
             again. Tune's own retries are not used: it gives up a trial whose reused actor dies
             before it has begun, and can start two actors for one trial.
         worker_config: What each trial's worker is told besides its number and configuration.
+        objective: Which seconds are the objective.
+        stop_rule: Ends trials early.
         on_told: Called with the trial's number after its end is in the storage.
 
     An exception after a trial's end would make Tune retry the finished trial, so those hooks keep it
-    in `problem`, to be raised where Tune lets it through. An end that the storage did not take (locked, no
-    room) stays in a queue that `flush` empties.
+    in `problem`, to be raised where Tune lets it through. What the storage did not take (locked, restarted)
+    waits: an end in a queue that `flush` empties, a proposal in `asked`. After `STORAGE_PATIENCE` seconds
+    without an answer, or when the disk is full, the run ends.
     """
 
     def __init__(
@@ -121,15 +143,21 @@ class StudySearch(Searcher):
         retries: int,
         worker_config: Callable[[int], dict[str, object]],
         on_told: Callable[[int], None],
+        objective: Objective = "measured",
+        stop_rule: StopRule | None = None,
     ) -> None:
         super().__init__()
         self.study, self.configure = study, configure
         self.n_trials, self.n_concurrent, self.retries = n_trials, n_concurrent, retries
         self.worker_config, self.on_told = worker_config, on_told
+        self.objective, self.stop_rule = objective, stop_rule
         self.n_ended = n_finished(study)
         self.running: dict[str, optuna.Trial] = {}  # by Tune's trial id
         self.configs: dict[str, TrialConfig] = {}
         self.curves: dict[str, list[dict[str, object]]] = {}
+        self.stopped: dict[str, str] = {}  # why the rule ended a trial that Tune has not ended yet
+        self.asked: optuna.Trial | None = None  # proposed, and not yet handed to Tune
+        self.silent_since: float | None = None  # when the storage was last heard of, if it does not answer
         self.untold: list[tuple[optuna.Trial, TrialState, list[float] | None, dict[str, object]]] = []
         self.problem: Exception | None = None
 
@@ -146,33 +174,84 @@ class StudySearch(Searcher):
             return Searcher.FINISHED
         if len(self.running) >= min(self.n_concurrent, self.n_trials - self.n_ended):
             return None
-        trial = self.study.ask()
+        try:
+            return self._propose(trial_id)
+        except (SQLAlchemyError, StorageInternalError) as error:
+            self.storage_failed(error)
+            if self.problem:
+                raise self.problem from None
+            return None
+
+    def _propose(self, trial_id: str) -> dict[str, object]:
+        self.asked = trial = self.asked or self.study.ask()
         stored = trial.user_attrs.get("config")
         config = TrialConfig(**stored) if stored else self.configure(trial)
         trial.set_user_attr("config", config.model_dump(mode="json"))
         trial.set_user_attr("tune_trial_id", trial_id)
+        known = calibration.known(self.study, config)
+        self.asked = self.silent_since = None
         self.running[trial_id], self.configs[trial_id] = trial, config
         self.curves[trial_id] = list(trial.user_attrs.get("curve", []))
         return {
             "number": trial.number,
             "label": trial.user_attrs.get("label", ""),
             "trial": config.model_dump(mode="json"),
+            "seconds_per_step": known,
             **self.worker_config(trial.number),
         }
+
+    def storage_failed(self, error: Exception) -> None:
+        """The storage refused something that is tried again; too long a silence, or a full disk, ends the run."""
+        root = error.__cause__ or error
+        cause = str(getattr(root, "orig", None) or root).splitlines()[0]
+        now = time.monotonic()
+        self.silent_since = self.silent_since or now
+        if any(text in cause for text in NO_ROOM):
+            self.problem = OSError(errno.ENOSPC, f"no room on disk for the storage ({cause})")
+        elif now - self.silent_since > STORAGE_PATIENCE:
+            self.problem = OSError(f"the storage has not answered for {STORAGE_PATIENCE:g} s ({cause})")
+        else:
+            logger.warning("the storage is tried again: %s", cause)
 
     def on_trial_result(self, trial_id: str, result: dict[str, object]) -> None:
         try:
             self._record(trial_id, result)
         except (SQLAlchemyError, StorageInternalError) as error:
-            logger.warning("curve of trial %s is stored later: %s", self.running[trial_id].number, error)
+            self.storage_failed(error)  # the trial's end brings the curve again
         except Exception as error:
             self.problem = error
 
     def _record(self, trial_id: str, result: dict[str, object]) -> None:
         trial = self.running[trial_id]
         self._extend_curve(trial_id, result)
+        self._keep_calibration(trial_id, result)
         trial.set_user_attr("node", result.get("hostname", ""))
         trial.set_user_attr("curve", self.curves[trial_id])
+
+    def _keep_calibration(self, trial_id: str, result: dict[str, object]) -> None:
+        prefix = "calibration/seconds_per_step/"  # Tune flattens nested results
+        measured = {int(name.removeprefix(prefix)): value for name, value in result.items() if name.startswith(prefix)}
+        if measured:
+            calibration.keep(self.study, self.configs[trial_id], result["calibration/device"], measured)
+
+    def stops(self, trial_id: str, result: dict[str, object]) -> bool:
+        """Whether the rule ends this trial after the epoch that it reports."""
+        if self.stop_rule is None or trial_id not in self.running:
+            return False
+        so_far, ahead = seconds(result, self.objective), result.get("seconds_ahead")
+        if so_far is None or ahead is None:
+            return False  # its final time is not known
+        try:
+            trials = self.study.get_trials(deepcopy=False)
+        except (SQLAlchemyError, StorageInternalError) as error:
+            self.storage_failed(error)
+            return False
+        self._extend_curve(trial_id, result)
+        label = self.running[trial_id].user_attrs.get("label", "")
+        reason = self.stop_rule(self.configs[trial_id], label, self.curves[trial_id], so_far + ahead, trials)
+        if reason:
+            self.stopped[trial_id] = f"stopped early: {reason}"
+        return bool(reason)
 
     def _extend_curve(self, trial_id: str, result: dict[str, object]) -> None:
         """Add the epoch reported, and those before it that a resumed trial's worker knows of; the newest row counts."""
@@ -185,10 +264,16 @@ class StudySearch(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         if error or trial_id not in self.running:
             return  # the runner calls `fail` with the reason, which Tune does not pass here
-        state, values, reason = outcome(result or {}, self.configs[trial_id].epochs)
+        state, values, reason = outcome(result or {}, self.configs[trial_id].epochs, self.objective)
+        if state is None and trial_id in self.stopped:
+            state, reason = TrialState.PRUNED, self.stopped.pop(trial_id)
         if (result or {}).get("full_disk"):
             self.problem = OSError(f"no room on disk: trial {self.running[trial_id].number}: {reason}")
             state = None
+        try:
+            self._keep_calibration(trial_id, result or {})
+        except (SQLAlchemyError, StorageInternalError) as error:
+            self.storage_failed(error)
         self._end(trial_id, state, values, reason, result or {})
 
     def fail(self, trial_id: str, reason: str) -> None:
@@ -218,9 +303,11 @@ class StudySearch(Searcher):
         if state is None:
             return  # RUNNING until it is requeued
         attrs: dict[str, object] = {"reason": reason, "curve": curve, "node": result.get("hostname", "")}
+        if curve:
+            attrs["measured_seconds"] = curve[-1]["train_seconds"]
+            attrs["calibrated_seconds"] = curve[-1].get("calibrated_seconds")
         if state is TrialState.COMPLETE:
             attrs |= {name: result[name] for name in ("clean_accuracy", "n_examples")}
-            attrs["measured_seconds"] = result["train_seconds"]
             attrs["probes"] = probe_values(result)
         if "warning" in result:
             attrs["reason"] = f"{reason}; {result['warning']}"
@@ -240,9 +327,10 @@ class StudySearch(Searcher):
                 else:
                     self.study.tell(trial, values, state=state)
                 self.untold.pop(0)
+                self.silent_since = None
                 self.on_told(trial.number)
         except (SQLAlchemyError, StorageInternalError) as error:
-            logger.warning("%d ends are stored later: %s", len(self.untold), error)
+            self.storage_failed(error)
         except Exception as error:
             self.problem = error
 

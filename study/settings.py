@@ -11,10 +11,11 @@ from trainables.config import DataConfig, DatasetName, EvalConfig, Frozen, one_l
 from trainables.errors import InputError, nearest
 
 Sampler = Literal["tpe", "nsga2", "gp", "random"]
+Objective = Literal["measured", "calibrated"]
 
 # What may differ when a study is continued; all else is the study's identity.
 RUN_SETTINGS = {"trials", "timeout", "sampler", "retries", "storage", "results_dir", "address"}
-RUN_SETTINGS |= {"concurrent", "cpus_per_trial", "gpus_per_trial"}
+RUN_SETTINGS |= {"concurrent", "cpus_per_trial", "gpus_per_trial", "epoch_timeout"}
 
 
 class StudySettings(Frozen):
@@ -33,6 +34,8 @@ class StudySettings(Frozen):
     sampler: Sampler = "tpe"
     seed: Annotated[int, Field(ge=0, lt=2**31 - 1_000_000)] = 0
     retries: Annotated[int, Field(ge=0, le=1000)] = 3
+    epoch_timeout: PositiveFloat = 3600.0  # seconds
+    objective: Objective | None = None  # None: calibrated where trials share a GPU or kinds of GPU differ
     cpus_per_trial: Annotated[float, Field(gt=0, le=1024)] = 1.0
     gpus_per_trial: Annotated[float, Field(ge=0, le=64)] | None = None  # None: 1 where there are GPUs
     concurrent: PositiveInt | None = None  # None: as many as fit

@@ -1,14 +1,18 @@
 """A tune.Trainable around trial.py: one `step` is one epoch."""
 
 import errno
+import faulthandler
 import functools
 import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from ray import tune
 
-from trainables import data
+from trainables import data, devices
 from trainables.checkpoints import CheckpointFolder
 from trainables.config import DataConfig, EvalConfig, TrialConfig
 from trainables.trial import Diverged, Trial
@@ -20,7 +24,10 @@ class RayTrial(tune.Trainable):
     """Runs one trial; an actor runs many, one after the other.
 
     Its config has `number` (Optuna's), `trial`, `data` and `evaluation` (fields of TrialConfig,
-    DataConfig, EvalConfig), `folder` (the trial's checkpoint folder) and `threads`.
+    DataConfig, EvalConfig), `folder` (the trial's checkpoint folder), `threads`, `epoch_timeout` (seconds
+    after which an epoch counts as hung) and `seconds_per_step`: by kind of device, then batch size, those
+    measured before for this network, norm and training. What is measured here goes along with the first
+    report as `calibration`.
 
     The trial's own failures (diverged, out of memory, an exception) end it with a last result that
     says `failure`, so that Tune does not retry them. What the machine does (a killed process, a
@@ -46,8 +53,8 @@ class RayTrial(tune.Trainable):
             self.trial = None
             return {"done": True, "failure": reason, "full_disk": full_disk}
         # Epochs whose report may have died with an earlier driver go along with the first one.
-        earlier, self.earlier = self.earlier, []
-        return {**row, "done": self.trial.done, "earlier": earlier}
+        news, self.news = self.news, {}
+        return {**row, "done": self.trial.done, "seconds_ahead": self.trial.seconds_ahead, **news}
 
     def _open(self) -> None:
         config = self.config
@@ -63,17 +70,39 @@ class RayTrial(tune.Trainable):
         state = folder.load(device)
         if state is not None:
             trial.load_state_dict(state)
+        self.news = {"earlier": list(trial.curve)}
         if not trial.done:
             trial.warm_up()
-        self.trial, self.folder, self.earlier = trial, folder, list(trial.curve)
+            self._calibrate(trial)
+        self.trial, self.folder = trial, folder
+
+    def _calibrate(self, trial: Trial) -> None:
+        kind = devices.name(trial.device)
+        known = {int(size): seconds for size, seconds in self.config["seconds_per_step"].get(kind, {}).items()}
+        with devices.alone(trial.device), watchdog(self.config["epoch_timeout"]):
+            measured = trial.calibrate(known)
+        if measured:
+            by_size = {str(size): seconds for size, seconds in measured.items()}
+            self.news["calibration"] = {"device": kind, "seconds_per_step": by_size}
 
     def _train_epoch(self) -> dict[str, float]:
-        row = self.trial.train_epoch()
+        with devices.shared(self.trial.device), watchdog(self.config["epoch_timeout"]):
+            row = self.trial.train_epoch()
         if self.trial.done:
             self.folder.require_ownership()
             self.trial.save_weights(self.folder.weights_file)
         self.folder.save(self.trial.state_dict())
         return row
+
+
+@contextmanager
+def watchdog(seconds: float) -> Iterator[None]:
+    """Ends this process, its stack in the log, where the body takes longer; works even while Python itself is stuck."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def failure(error: Exception) -> tuple[str, bool]:

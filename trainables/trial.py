@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from trainables import adversarial, batch_schedules, engine, lr_schedules, probes
+from trainables import adversarial, batch_schedules, engine, lr_schedules, probes, timing
 from trainables.attacks import accuracy, fgsm, pgd, robust_accuracy
 from trainables.config import EvalConfig, TrialConfig
 from trainables.data import Dataset, Split, to_float
@@ -47,6 +48,8 @@ class Trial:
         )
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.train_seconds = 0.0
+        self.calibrated_seconds: float | None = 0.0  # None once an epoch ran without `calibrate`
+        self.seconds_per_step: dict[int, float] = {}  # with the device alone, by batch size; see `calibrate`
         self.curve: list[dict[str, float]] = []  # one row per finished epoch
         self.attacked: dict[bool, Tensor] = {}  # images against the initial weights, of the last and other evaluations
 
@@ -74,6 +77,51 @@ class Trial:
             step(model, optimizer, *engine.batch(self.dataset.train, torch.arange(size, device=self.device)))
         self._synchronise()
 
+    def calibrate(self, known: Mapping[int, float]) -> dict[int, float]:
+        """Time a step at each batch size of the schedule that is not known yet; the device must be free of others.
+
+        Args:
+            known: Seconds per step by batch size, of this configuration's network, norm and training on
+                devices of this kind.
+
+        Returns:
+            Those that were measured now. Growth on a plateau is taken to reach its last size.
+        """
+        sizes = [*self.batch_sizes, self.config.batch_size_schedule.largest]
+        missing = [size for size in timing.grid(sizes) if size not in known]
+        measured = {size: timing.median_step(partial(self._seconds, size)) for size in missing}
+        self.seconds_per_step = {**known, **measured}
+        return measured
+
+    def _seconds(self, batch_size: int, n_steps: int) -> float:
+        """Seconds of `n_steps` (fewer where the images run out, in proportion) on a copy that learns nothing."""
+        model, generator = copy.deepcopy(self.model), torch.Generator(self.device).manual_seed(0)
+        optimizer = engine.make_optimizer(model, momentum=self.config.momentum, nesterov=False, weight_decay=0.0)
+        step, train = adversarial.step(self.config, generator), self.dataset.train
+        n = max(1, min(n_steps, len(train) // batch_size))
+        part = Split(train.images[: n * batch_size], train.labels[: n * batch_size])
+        seconds = 0.0
+        for _ in range(math.ceil(n_steps / n)):
+            self._synchronise()
+            start = time.perf_counter()
+            lrs = [0.0] * n
+            engine.train_epoch(model, optimizer, step, part, self.dataset.augmentation, batch_size, lrs, generator)
+            self._synchronise()
+            seconds += time.perf_counter() - start
+        return seconds / math.ceil(n_steps / n) / n * n_steps
+
+    @property
+    def seconds_ahead(self) -> float | None:
+        """Calibrated seconds of the epochs that are left; None before `calibrate`."""
+        return self._calibrated(self.batch_sizes[len(self.curve) :])
+
+    def _calibrated(self, batch_sizes: Sequence[int]) -> float | None:
+        """Of one epoch at each of the sizes."""
+        if not self.seconds_per_step:
+            return None
+        n_examples = len(self.dataset.train)
+        return math.fsum(timing.epoch_seconds(self.seconds_per_step, size, n_examples) for size in batch_sizes)
+
     def train_epoch(self) -> dict[str, float]:
         """Train one epoch, evaluate, and return the new row of the curve.
 
@@ -98,6 +146,9 @@ class Trial:
             self.generator,
         ).item()  # the epoch's one synchronisation
         self.train_seconds += time.perf_counter() - start
+        calibrated = self._calibrated([size])
+        known = calibrated is not None and self.calibrated_seconds is not None
+        self.calibrated_seconds = self.calibrated_seconds + calibrated if known else None
 
         if not math.isfinite(loss) or not self._weights_finite():
             raise Diverged(f"loss {loss} in epoch {epoch + 1} of {config.epochs}")
@@ -105,6 +156,7 @@ class Trial:
             {
                 "epoch": epoch + 1,
                 "train_seconds": self.train_seconds,
+                "calibrated_seconds": self.calibrated_seconds,
                 "train_loss": loss,
                 "batch_size": size,
                 "lr": lrs[-1],
@@ -190,6 +242,7 @@ class Trial:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "train_seconds": self.train_seconds,
+            "calibrated_seconds": self.calibrated_seconds,
             "curve": self.curve,
         }
 
@@ -203,6 +256,7 @@ class Trial:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.train_seconds = state["train_seconds"]
+        self.calibrated_seconds = state["calibrated_seconds"]
         self.curve = list(state["curve"])
         _ = self.training_images  # crafted again here, since the seconds it takes were counted in the first epoch
 

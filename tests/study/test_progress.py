@@ -52,7 +52,7 @@ def test_on_a_terminal_the_front_stays_in_view():
 
 def test_an_ended_trial_is_one_line_whatever_its_end():
     rows = trials(*STATES)
-    assert ended_line(rows[2]) == "#2 t2: fail, finished"
+    assert ended_line(rows[2]) == "#2 t2: failed, finished"
     assert ended_line(rows[4]) == "#4 t4: worker lost, goes on from its checkpoint"
 
 

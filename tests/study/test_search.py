@@ -177,6 +177,88 @@ def test_a_full_disk_leaves_the_trial_to_be_resumed_and_stops_the_study(space):
         searcher.suggest("t1")
 
 
+def failing(error):
+    def fail(*args, **kwargs):
+        raise error
+
+    return fail
+
+
+def test_a_proposal_that_the_storage_did_not_take_is_made_again_and_no_trial_is_lost(space, monkeypatch):
+    study = new_study()
+    searcher, _ = new_search(study, space)
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Trial, "set_user_attr", failing(OperationalError("", {}, None)))
+        assert searcher.suggest("t0") is None
+    assert searcher.suggest("t1")["number"] == 0
+    assert [trial.state.name for trial in study.trials].count("RUNNING") == 1
+
+
+def test_a_storage_that_stays_silent_ends_the_run(space, monkeypatch):
+    searcher, _ = new_search(new_study(), space)
+    monkeypatch.setattr(searcher.study, "ask", failing(OperationalError("", {}, "database is locked")))
+    assert searcher.suggest("t0") is None
+    monkeypatch.setattr(search, "STORAGE_PATIENCE", -1.0)
+    with pytest.raises(OSError, match="not answered .* locked"):
+        searcher.suggest("t0")
+
+
+def test_a_storage_without_room_ends_the_run_at_once(space, monkeypatch):
+    searcher, _ = new_search(new_study(), space)
+    monkeypatch.setattr(searcher.study, "ask", failing(OperationalError("", {}, "database or disk is full")))
+    with pytest.raises(OSError, match="no room on disk"):
+        searcher.suggest("t0")
+
+
+def test_a_trial_that_the_rule_ends_is_stopped_early_and_not_complete(space):
+    study = new_study()
+    searcher, told = new_search(study, space)
+    asked = []
+
+    def rule(config, label, curve, final_seconds, trials):
+        asked.append((label, [row["epoch"] for row in curve], final_seconds))
+        return "cannot reach the front" if label == "other" else None
+
+    searcher.stop_rule = rule
+    for trial_id in ("t0", "t1"):
+        searcher.suggest(trial_id)
+        assert searcher.stops(trial_id, report(1, 0.2, 1.5, seconds_ahead=2.0)) == (trial_id == "t1")
+    assert asked == [("published", [1], 3.5), ("other", [1], 3.5)]
+    searcher.on_trial_complete("t1", report(1, 0.2, 1.5, done=True))
+    trial = study.trials[1]
+    assert (trial.state, trial.values, told) == (TrialState.PRUNED, None, [1])
+    assert trial.user_attrs["reason"] == "stopped early: cannot reach the front"
+    assert (trial.user_attrs["measured_seconds"], len(trial.user_attrs["curve"])) == (1.5, 1)
+    assert n_finished(study) == 1
+
+
+def test_calibrated_seconds_are_the_objective_where_the_study_counts_them(space):
+    study = new_study()
+    searcher, _ = new_search(study, space)
+    searcher.objective = "calibrated"
+    searcher.suggest("t0")
+    searcher.on_trial_complete("t0", report(2, 0.4, 2.0, calibrated_seconds=1.6))
+    assert study.trials[0].values == [0.4, 1.6]
+    attrs = study.trials[0].user_attrs
+    assert (attrs["measured_seconds"], attrs["calibrated_seconds"]) == (2.0, 1.6)
+    searcher.suggest("t1")
+    searcher.on_trial_complete("t1", report(2, 0.4, 2.0, calibrated_seconds=None))
+    assert study.trials[1].state is TrialState.FAIL
+
+
+def test_what_a_worker_calibrated_is_told_to_the_next_one_of_the_same_network(space):
+    study = new_study()
+    searcher, _ = new_search(study, space)
+    norm = searcher.suggest("t0")["trial"]["norm"]
+    measured = {"calibration/device": "gpu", "calibration/seconds_per_step/128": 0.25}
+    searcher.on_trial_complete("t0", report(2, **measured))
+    for i in range(1, 7):
+        config = searcher.suggest(f"t{i}")
+        expected = {"gpu": {"128": 0.25}} if config["trial"]["norm"] == norm else {}
+        assert config["seconds_per_step"] == expected
+        searcher.on_trial_complete(f"t{i}", report(2))
+
+
 def test_an_exception_after_a_trials_end_does_not_reach_tune(space):
     study = new_study()
     searcher, _ = new_search(study, space)

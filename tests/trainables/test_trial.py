@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainables import data
+from trainables import data, timing
 from trainables.config import ConstantBatch, DataConfig, EvalConfig, GeometricBatch, PlateauBatch, TrialConfig
 from trainables.trial import Diverged, Trial, load_model
 
@@ -176,8 +176,47 @@ def test_a_checkpoint_of_another_configuration_is_refused(digits):
 
 
 def test_every_number_of_a_row_is_finite(digits):
-    row = Trial(CONFIG, digits, EVALUATION, CPU).train_epoch()
-    assert all(math.isfinite(value) for value in row.values())
+    trial = Trial(CONFIG, digits, EVALUATION, CPU)
+    trial.calibrate({})
+    assert all(math.isfinite(value) for value in trial.train_epoch().values())
+
+
+def test_calibrated_seconds_follow_from_the_seconds_per_step_and_survive_a_restart(digits):
+    config = CONFIG.model_copy(
+        update={"batch_size_schedule": GeometricBatch(first=64, last=128), "epochs": 2, "norm": "fixup"}
+    )
+    trial = Trial(config, digits, EVALUATION, CPU)
+    assert trial.seconds_ahead is None
+    assert trial.calibrate({64: 0.5, 128: 0.75}) == {}
+    n_examples = len(digits.train)
+    first, second = (timing.epoch_seconds({64: 0.5, 128: 0.75}, size, n_examples) for size in (64, 128))
+    assert trial.seconds_ahead == pytest.approx(first + second)
+    trial.train_epoch()
+    assert trial.curve[0]["calibrated_seconds"] == pytest.approx(first)
+    again = Trial(config, digits, EVALUATION, CPU)
+    again.load_state_dict(trial.state_dict())
+    again.calibrate({64: 0.5, 128: 0.75})
+    assert again.seconds_ahead == pytest.approx(second)
+    assert again.train_epoch()["calibrated_seconds"] == pytest.approx(first + second)
+
+
+def test_an_epoch_without_calibration_leaves_the_sum_unknown(digits):
+    trial = Trial(CONFIG, digits, EVALUATION, CPU)
+    assert trial.train_epoch()["calibrated_seconds"] is None
+    trial.calibrate({})
+    assert trial.train_epoch()["calibrated_seconds"] is None
+
+
+def test_calibrating_times_each_missing_size_and_changes_nothing(digits):
+    trial, plain = (Trial(CONFIG, digits, EVALUATION, CPU) for _ in range(2))
+    measured = trial.calibrate({128: 0.5})
+    assert set(measured) == {64, 256} and min(measured.values()) > 0
+    assert trial.seconds_per_step == {128: 0.5, **measured}
+    row, expected = trial.train_epoch(), plain.train_epoch()
+    assert (row["train_loss"], row["adversarial_accuracy"]) == (
+        expected["train_loss"],
+        expected["adversarial_accuracy"],
+    )
 
 
 def test_the_default_data_is_digits():

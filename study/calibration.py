@@ -1,0 +1,87 @@
+"""Seconds per step measured with a device to itself, kept with the study, and the times that follow from them."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from trainables import timing
+from trainables.batch_schedules import batch_sizes
+from trainables.config import TrialConfig
+
+ATTRIBUTE = "seconds_per_step"
+
+# Kind of device -> model key -> batch size (as text: it is JSON) -> seconds of one step.
+Tables = dict[str, dict[str, dict[str, float]]]
+
+
+def model_key(config: TrialConfig) -> str:
+    """What, besides the batch size and the device, decides how long a step takes, e.g. `resnet56 fixup pgd 7`."""
+    n = n_attack_steps(config)
+    return f"resnet{config.depth} {config.norm} {config.training}" + (f" {n}" if n else "")
+
+
+def n_attack_steps(config: TrialConfig) -> int:
+    """Gradients with respect to the images that one training step takes."""
+    steps = {"pgd": config.pgd_steps, "trades": config.pgd_steps, "fgsm": 1, "free": config.free_replays}
+    return steps.get(config.training, 0)
+
+
+def tables(study: Study) -> Tables:
+    return study.user_attrs.get(ATTRIBUTE, {})
+
+
+def known(study: Study, config: TrialConfig) -> dict[str, dict[str, float]]:
+    """By kind of device, then batch size, the seconds per step of this configuration's network and training."""
+    key = model_key(config)
+    return {device: models[key] for device, models in tables(study).items() if key in models}
+
+
+def keep(study: Study, config: TrialConfig, device: str, seconds_per_step: Mapping[int, float]) -> None:
+    """Store what a worker measured; what was measured before stays, so that all trials are timed alike."""
+    every = tables(study)
+    entry = every.setdefault(device, {}).setdefault(model_key(config), {})
+    for size, seconds in seconds_per_step.items():
+        entry.setdefault(str(size), seconds)
+    study.set_user_attr(ATTRIBUTE, every)
+
+
+def expected_seconds(config: TrialConfig, n_examples: int, models: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Seconds of a whole training before it runs; None where nothing like it was measured.
+
+    Args:
+        config: Of the training. A schedule that follows accuracy counts at its first size: an upper bound.
+        n_examples: Training images.
+        models: What was measured on one kind of device, by model key; where the key itself is missing, the
+            one with the nearest cost per step stands in, in proportion to the network's passes.
+    """
+    key = model_key(config)
+    factor = 1.0
+    if key not in models:
+        same_depth = [other for other in models if other.split()[0] == key.split()[0]]
+        if not same_depth:
+            return None
+        key = min(same_depth, key=lambda other: abs(math.log(_passes(other) / _passes(model_key(config)))))
+        factor = _passes(model_key(config)) / _passes(key)
+    table = {int(size): seconds * factor for size, seconds in models[key].items()}
+    sizes = batch_sizes(config.batch_size_schedule, config.epochs)
+    return math.fsum(timing.epoch_seconds(table, size, n_examples) for size in sizes)
+
+
+def _passes(key: str) -> float:
+    """Forward and backward passes of one training step; free training's replays serve weights and images at once."""
+    _, _, training, *steps = key.split()
+    n = int(steps[0]) if steps else 0
+    return float(n if training == "free" else n + 1)
+
+
+def relative_errors(trials: list[FrozenTrial]) -> np.ndarray:
+    """(calibrated - measured) / measured seconds of each complete trial that has both."""
+    both = [
+        (trial.user_attrs["calibrated_seconds"], trial.user_attrs["measured_seconds"])
+        for trial in trials
+        if trial.state is TrialState.COMPLETE and trial.user_attrs.get("calibrated_seconds")
+    ]
+    return np.array([calibrated / measured - 1 for calibrated, measured in both])

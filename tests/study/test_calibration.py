@@ -1,0 +1,62 @@
+import optuna
+import pytest
+
+from study import calibration
+from study.storage import DIRECTIONS
+from trainables.config import ConstantBatch, GeometricBatch, TrialConfig
+
+CONFIG = TrialConfig(depth=8, norm="fixup", batch_size_schedule=ConstantBatch(size=32), epochs=3)
+GPU = {"resnet8 fixup natural": {"16": 1.0, "32": 1.5}}
+
+
+@pytest.mark.parametrize(
+    "changes,key",
+    [
+        ({}, "resnet8 fixup natural"),
+        ({"training": "pgd", "pgd_steps": 7}, "resnet8 fixup pgd 7"),
+        ({"training": "trades", "pgd_steps": 5}, "resnet8 fixup trades 5"),
+        ({"training": "free", "free_replays": 4}, "resnet8 fixup free 4"),
+        ({"training": "fgsm"}, "resnet8 fixup fgsm 1"),
+    ],
+)
+def test_a_key_names_what_a_steps_seconds_depend_on(changes, key):
+    assert calibration.model_key(CONFIG.model_copy(update=changes)) == key
+
+
+def test_what_was_measured_first_is_kept_with_the_study():
+    study = optuna.create_study(directions=DIRECTIONS)
+    calibration.keep(study, CONFIG, "gpu", {16: 1.0})
+    calibration.keep(study, CONFIG, "gpu", {16: 9.0, 32: 1.5})
+    calibration.keep(study, CONFIG, "cpu", {16: 7.0})
+    assert calibration.known(study, CONFIG) == {"gpu": {"16": 1.0, "32": 1.5}, "cpu": {"16": 7.0}}
+    assert calibration.known(study, CONFIG.model_copy(update={"norm": "batchnorm"})) == {}
+
+
+def test_a_schedules_seconds_are_its_steps_times_their_seconds():
+    growing = CONFIG.model_copy(update={"batch_size_schedule": GeometricBatch(first=16, last=32), "epochs": 2})
+    assert calibration.expected_seconds(CONFIG, 96, GPU) == 3 * 3 * 1.5
+    assert calibration.expected_seconds(growing, 96, GPU) == 6 * 1.0 + 3 * 1.5
+
+
+def test_what_was_never_measured_takes_as_long_as_its_passes_over_the_network_suggest():
+    pgd = CONFIG.model_copy(update={"training": "pgd", "pgd_steps": 7})
+    free = CONFIG.model_copy(update={"training": "free", "free_replays": 4})
+    natural = calibration.expected_seconds(CONFIG, 96, GPU)
+    assert calibration.expected_seconds(pgd, 96, GPU) == 8 * natural
+    assert calibration.expected_seconds(free, 96, GPU) == 4 * natural
+    nearer = GPU | {"resnet8 fixup pgd 3": {"32": 5.0}}
+    assert calibration.expected_seconds(pgd, 96, nearer) == 3 * 3 * 5.0 * 8 / 4
+    assert calibration.expected_seconds(CONFIG.model_copy(update={"depth": 14}), 96, GPU) is None
+
+
+def test_the_error_is_relative_to_the_measured_seconds_of_complete_trials():
+    study = optuna.create_study(directions=DIRECTIONS)
+    for state, values, calibrated in [
+        ("COMPLETE", [0.5, 2.0], 2.2),
+        ("COMPLETE", [0.5, 2.0], None),
+        ("FAIL", None, 9.0),
+    ]:
+        attrs = {"measured_seconds": 2.0, "calibrated_seconds": calibrated}
+        state = optuna.trial.TrialState[state]
+        study.add_trial(optuna.trial.create_trial(state=state, values=values, user_attrs=attrs))
+    assert calibration.relative_errors(study.trials) == pytest.approx([0.1])

@@ -1,0 +1,40 @@
+import pytest
+
+from trainables import timing
+
+TABLE = {8: 1.0, 16: 2.0, 64: 5.0}
+
+
+@pytest.mark.parametrize(
+    "sizes,expected",
+    [([128], [128]), ([8, 16, 32], [8, 16, 32]), ([10, 47, 100], [10, 16, 32, 64, 100]), ([1, 3], [1, 2, 3])],
+)
+def test_the_grid_has_both_ends_and_the_powers_of_two_between(sizes, expected):
+    assert timing.grid(sizes) == expected
+
+
+def test_an_epoch_is_its_full_batches_and_the_smaller_last_one():
+    assert timing.epoch_seconds(TABLE, 16, 40) == 2 * 2.0 + 1.0
+    assert timing.epoch_seconds(TABLE, 8, 40) == 5 * 1.0
+    assert timing.epoch_seconds(TABLE, 16, 32 + 12) == pytest.approx(2 * 2.0 + 1.5)
+
+
+def test_sizes_between_are_interpolated_and_those_beyond_follow_the_work_or_the_launches():
+    assert timing.epoch_seconds(TABLE, 40, 40) == pytest.approx(3.5)
+    assert timing.epoch_seconds(TABLE, 128, 128) == pytest.approx(10.0)
+    assert timing.epoch_seconds(TABLE, 2, 2) == pytest.approx(1.0)
+
+
+def test_the_median_chunk_is_what_a_step_takes():
+    calls, chunks = [], iter([9.0, 0.03, 0.4, 0.12, 50.0])
+
+    def run(n_steps):
+        calls.append(n_steps)
+        return next(chunks)
+
+    assert timing.median_step(run) == pytest.approx(0.4 / 4)
+    assert calls == [1, 1, 4, 4, 4]
+
+
+def test_a_slow_step_is_timed_once():
+    assert timing.median_step(lambda n_steps: 3.0) == 3.0
