@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from trainables.errors import InputError
+from trainables.errors import InputError, nearest
 
 OBJECTIVES = ["adversarial_accuracy", "train_seconds"]
 DIRECTIONS = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
@@ -36,11 +36,16 @@ def from_url(url: str) -> RDBStorage:
         connect_args = {"timeout": SQLITE_TIMEOUT} if _sqlite_file(url) else {}
         return RDBStorage(url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True})
     except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
-        cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise InputError(
-            f"storage: {redacted(url)} given ({cause}); accepted: a database URL that answers, "
+            f"storage: {redacted(url)} given ({cause(error)}); accepted: a database URL that answers, "
             "e.g. sqlite:///study.db or postgresql://user@host/name"
         ) from None
+
+
+def cause(error: Exception) -> str:
+    """What the database said, in one line; Optuna wraps it, and so does SQLAlchemy."""
+    root = error.__cause__ or error
+    return str(getattr(root, "orig", None) or root).strip().splitlines()[0]
 
 
 def _sqlite_file(url: str) -> Path | None:
@@ -71,6 +76,33 @@ def existing(url: str, name: str) -> optuna.Study | None:
         return optuna.load_study(storage=from_url(url), study_name=name)
     except KeyError:
         return None
+
+
+def named(name: str, results_dir: str, url: str | None) -> optuna.Study:
+    """The search `name`, from the storage at `url`, or else from its SQLite file in `results_dir`.
+
+    Raises:
+        InputError: If there is none, with the nearest name; or if it was not made by `study.pareto`.
+    """
+    file = Path(results_dir) / name / "study.db"
+    if url is None and not file.exists():
+        made = sorted(path.parent.name for path in Path(results_dir).glob("*/study.db"))
+        raise InputError(
+            f"name: {nearest(name, made)}" if made else f"name: {name!r}; accepted: none yet in {results_dir}"
+        )
+    location = url or f"sqlite:///{file}"
+    study = existing(location, name)
+    if study is None:
+        made = optuna.get_all_study_names(from_url(location)) if _has_studies(location) else []
+        raise InputError(f"name: {nearest(name, made)}" if made else f"name: {name!r}; accepted: none yet there")
+    if "settings" not in study.user_attrs or study.directions != DIRECTIONS:
+        raise InputError(f"name: {name!r} was not made by study.pareto; accepted: a study that was")
+    return study
+
+
+def _has_studies(url: str) -> bool:
+    file = _sqlite_file(url)
+    return file is None or file.exists()
 
 
 def n_finished(study: optuna.Study) -> int:
