@@ -5,6 +5,7 @@ see adversarial images too, every iterate of them. TRADES alone attacks in eval 
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,19 +22,18 @@ from trainables.attacks import (
     random_start,
     summed_cross_entropy,
 )
-from trainables.config import TrialConfig
-from trainables.engine import train_step, update
+from trainables.engine import Step, train_step, update
 
-# model, optimizer, images (N, C, H, W) in [0, 1], labels (N,) -> mean loss, detached
-Step = Callable[[nn.Module, Optimizer, Tensor, Tensor], Tensor]
+if TYPE_CHECKING:  # which needs pydantic; a step reads the same fields of anything
+    from trainables.config import TrialConfig
 
 
-def natural(config: TrialConfig, generator: torch.Generator) -> Step:
+def natural(config: "TrialConfig", generator: torch.Generator) -> Step:
     """Trains on the images as they are."""
     return against(lambda model, x, y: x)
 
 
-def pgd(config: TrialConfig, generator: torch.Generator) -> Step:
+def pgd(config: "TrialConfig", generator: torch.Generator) -> Step:
     """Trains on the last iterate of PGD from a uniform start; steps of 2.5·eps/pgd_steps unless given.
 
     Source: Madry et al. 2018, arXiv:1706.06083; the step size is that of its section 5, which fits any eps and steps.
@@ -42,7 +42,7 @@ def pgd(config: TrialConfig, generator: torch.Generator) -> Step:
     return against(last_iterate(config.eps, config.pgd_steps, step_size, generator))
 
 
-def fgsm(config: TrialConfig, generator: torch.Generator) -> Step:
+def fgsm(config: "TrialConfig", generator: torch.Generator) -> Step:
     """Trains on one long step from a uniform start (FGSM-RS), of 1.25·eps unless given.
 
     Source: Wong, Rice, Kolter 2020, Fast is better than free, arXiv:2001.03994.
@@ -50,28 +50,34 @@ def fgsm(config: TrialConfig, generator: torch.Generator) -> Step:
     return against(last_iterate(config.eps, 1, config.step_size or 1.25 * config.eps, generator))
 
 
-def free(config: TrialConfig, generator: torch.Generator) -> Step:
+def free(config: "TrialConfig", generator: torch.Generator) -> Step:
     """Trains `free_replays` times on each batch, its perturbation moving on; see `FreeStep`."""
-    return FreeStep(config.eps, config.step_size or config.eps, config.free_replays)
+    largest = config.batch_size_schedule.largest
+    return FreeStep(config.eps, config.step_size or config.eps, config.free_replays, largest)
 
 
 class FreeStep:
     """Free adversarial training: each backward pass serves the weights and the perturbation alike.
 
-    The perturbation starts at zero and is carried from batch to batch, so a step belongs to one
-    pass over the data. It changes in place; a smaller last batch uses its first rows.
+    The perturbation starts each pass over the data at zero and is carried from batch to batch. It changes in
+    place, and a batch smaller than the `largest` so far, or announced, uses its first rows.
 
     Source: Shafahi et al. 2019, Adversarial Training for Free!, arXiv:1904.12843, algorithm 1.
     """
 
-    def __init__(self, eps: float, step_size: float, replays: int) -> None:
-        self.eps, self.step_size, self.replays = eps, step_size, replays
-        self.delta: Tensor | None = None  # (N, C, H, W) of the largest batch so far
+    def __init__(self, eps: float, step_size: float, replays: int, largest: int = 0) -> None:
+        self.eps, self.step_size, self.replays, self.largest = eps, step_size, replays, largest
+        self.delta: Tensor | None = None  # (N, C, H, W) of the largest batch
+
+    def begin_epoch(self) -> None:
+        if self.delta is not None:
+            self.delta.zero_()
 
     def __call__(self, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Tensor:
         """`free_replays` updates on one batch; returns their mean loss."""
         if self.delta is None or len(self.delta) < len(x):
-            self.delta = torch.zeros_like(x)
+            n = max(self.largest, len(x))
+            self.delta = torch.zeros_like(x[:1].expand(n, -1, -1, -1), memory_format=torch.channels_last)
         carried = self.delta[: len(x)]
         delta, losses = project(carried, x, self.eps, "linf"), []
         for _ in range(self.replays):
@@ -83,7 +89,7 @@ class FreeStep:
         return torch.stack(losses).mean()
 
 
-def trades(config: TrialConfig, generator: torch.Generator) -> Step:
+def trades(config: "TrialConfig", generator: torch.Generator) -> Step:
     """Trains on CE(clean) + trades_beta · KL(clean || adversarial).
 
     The attack climbs the KL divergence from x + 0.001·normal noise for `pgd_steps` steps, of
@@ -184,7 +190,7 @@ def last_iterate(eps: float, steps: int, step_size: float, generator: torch.Gene
     return attack
 
 
-RECIPES: dict[str, Callable[[TrialConfig, torch.Generator], Step]] = {
+RECIPES: dict[str, Callable[["TrialConfig", torch.Generator], Step]] = {
     "natural": natural,
     "pgd": pgd,
     "fgsm": fgsm,
@@ -194,8 +200,8 @@ RECIPES: dict[str, Callable[[TrialConfig, torch.Generator], Step]] = {
 }
 
 
-def step(config: TrialConfig, generator: torch.Generator) -> Step:
-    """The training step of `config.training`, for one pass over the data.
+def step(config: "TrialConfig", generator: torch.Generator) -> Step:
+    """The training step of `config.training`.
 
     Args:
         config: Names the recipe and its eps, steps and step size.

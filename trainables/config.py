@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, PositiveInt, ValidationError, model_validator
 
+from trainables.depth import six_n_plus_two
 from trainables.errors import InputError, nearest
 
 Norm = Literal["batchnorm", "robustnorm", "groupnorm", "fixup"]
@@ -11,6 +12,7 @@ EvalStatistics = Literal["population", "batch"]
 LrSchedule = Literal["constant", "multistep", "linear", "cosine", "onecycle", "exponential", "accelat"]
 DatasetName = Literal["digits", "cifar10", "cifar100", "svhn", "imagefolder"]
 Training = Literal["natural", "pgd", "fgsm", "free", "trades", "static"]
+Precision = Literal["tf32", "bf16", "fp32"]
 Probe = Literal["hessian", "batch_dependence", "fgsm", "noise"]
 
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
@@ -98,20 +100,13 @@ BatchSizeSchedule = Annotated[
 ]
 
 
-def six_n_plus_two(depth: int) -> int:
-    """Depth of a CIFAR-style residual network: three stages of n blocks of two layers, and two more."""
-    if depth < 8 or (depth - 2) % 6:
-        below = max(8, depth - (depth - 2) % 6)
-        raise ValueError(f"{depth} given; accepted: 6n+2, e.g. {below} or {below + 6}")
-    return depth
-
-
 class TrialConfig(Frozen):
     """One training run.
 
     `eps`, `pgd_steps`, `step_size`, `free_replays` and `trades_beta` belong to adversarial
     training and are read only by the training modes that need them; evaluation has its own. `static`
-    training uses images that PGD crafts once, against the initial weights.
+    training uses images that PGD crafts once, against the initial weights. `precision` is that of training's
+    convolutions on CUDA; `bf16` (autocast) computes so on any device.
     """
 
     depth: Annotated[int, Field(le=1202), AfterValidator(six_n_plus_two)] = 56
@@ -131,6 +126,7 @@ class TrialConfig(Frozen):
     step_size: Annotated[float, Field(gt=0, le=1)] | None = None  # pixel units; None: the recipe's own
     free_replays: Annotated[int, Field(ge=1, le=100)] = 4
     trades_beta: Annotated[float, Field(ge=0, le=1000)] = 6.0
+    precision: Precision = "tf32"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @model_validator(mode="after")

@@ -1,6 +1,13 @@
-"""One update, the optimizer that makes it, and one pass over the training images."""
+"""One update, the optimizer that makes it, and passes over images that stay on the device.
 
-from collections.abc import Callable, Sequence
+A step has no host work that depends on data and no tensor that moves, so on CUDA it is captured as a graph
+(cuda_graphs.py) and replayed; elsewhere the same function runs as it is. docs/engine.md says what that asks for.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +15,16 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from trainables.attacks import Attack
+from trainables.cuda_graphs import Graphs
 from trainables.data import Split, augment, to_float
 from trainables.resnet import parameter_groups
 
-FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+# model, optimizer, images (N, C, H, W) in [0, 1], labels (N,) -> mean loss, detached. A step that carries something
+# from batch to batch drops it in `begin_epoch`.
+Step = Callable[[nn.Module, Optimizer, Tensor, Tensor], Tensor]
+
+# What torch computes float32 convolutions with on CUDA. Elsewhere float32 is float32.
+CONVOLUTIONS = {"fp32": "ieee", "tf32": "tf32", "bf16": "tf32"}
 
 
 def train_step(model: nn.Module, optimizer: Optimizer, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
@@ -32,35 +45,220 @@ def train_step(model: nn.Module, optimizer: Optimizer, attack: Attack, x: Tensor
 
 
 def update(optimizer: Optimizer, loss: Tensor) -> Tensor:
-    """One step down `loss`, which comes back detached."""
-    optimizer.zero_grad()
+    """One step down `loss`, which comes back detached; a loss that is not finite changes nothing.
+
+    Gradients do not outlive the step: in a captured graph their memory serves other tensors afterwards.
+    """
     loss.backward()
+    loss = loss.detach()
+    optimizer.found_inf = (~loss.isfinite()).float()  # fused optimizers read it on the device, and skip at 1
     optimizer.step()
-    return loss.detach()
+    optimizer.zero_grad()
+    return loss
 
 
 def make_optimizer(model: nn.Module, *, momentum: float, nesterov: bool, weight_decay: float) -> SGD:
     """SGD over the model's parameter groups; nothing moves before `set_lr`.
 
     Each group's `lr` is a float32 tensor on the parameters' device: fused kernels read it there,
-    so a captured CUDA graph sees a new rate, where a number would be baked in.
+    so a captured CUDA graph sees a new rate, where a number would be baked in. Momentum starts from zeros,
+    since torch's own first step is another one than the rest.
     """
     device = next(model.parameters()).device
-    fused = device.type in FUSED_DEVICES
     groups = [{**group, "lr": torch.zeros((), device=device)} for group in parameter_groups(model)]
-    return SGD(groups, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused, foreach=not fused)
+    optimizer = SGD(groups, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True)
+    if momentum:
+        for parameter in parameters(optimizer):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
-def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Sets every group's rate to `lr` times its `lr_factor`, in place."""
+def parameters(optimizer: Optimizer) -> list[Tensor]:
+    """In the order in which `optimizer.state_dict()` numbers them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def momentum_buffers(optimizer: Optimizer) -> list[Tensor]:
+    """One per parameter, none without momentum."""
+    return [optimizer.state[parameter]["momentum_buffer"] for parameter in parameters(optimizer) if optimizer.state]
+
+
+def load_momentum(optimizer: Optimizer, state: dict[str, object]) -> None:
+    """Takes the momentum of `optimizer.state_dict()`, in place: torch's `load_state_dict` would put other tensors
+    where a captured graph goes on using those it knows."""
+    saved = state["state"]
+    with torch.no_grad():
+        for number, buffer in enumerate(momentum_buffers(optimizer)):
+            buffer.copy_(saved[number]["momentum_buffer"])
+
+
+def set_lr(optimizer: Optimizer, lr: float | Tensor) -> None:
+    """Sets every group's rate to `lr` times its `lr_factor`, in place; a tensor is a float64 scalar on the device."""
     for group in optimizer.param_groups:
-        group["lr"].fill_(lr * group["lr_factor"])
+        rate = lr * group["lr_factor"]
+        group["lr"].copy_(rate) if isinstance(rate, Tensor) else group["lr"].fill_(rate)
 
 
 def batch(split: Split, index: Tensor) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) in [0, 1], channels last, and labels (N,) of the examples at `index`."""
     images = to_float(split.images[index]).contiguous(memory_format=torch.channels_last)
     return images, split.labels[index]
+
+
+class Autocast(nn.Module):
+    """The same model, computing in bfloat16 where torch's autocast allows; float32 images to float32 logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        # No cache of cast weights: some steps update them between two passes.
+        with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
+            logits = self.model(x)
+        return logits.float()
+
+
+@contextmanager
+def convolving_in(precision: str) -> Iterator[None]:
+    """Float32 convolutions on CUDA in `fp32` or `tf32` (also for `bf16`); matrix products always in strict fp32."""
+    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = convolutions.fp32_precision, products.fp32_precision
+    convolutions.fp32_precision, products.fp32_precision = CONVOLUTIONS[precision], "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision, products.fp32_precision = before
+
+
+class Trainer:
+    """Makes passes over `split`, each image met once, in random order; the last batch may be smaller.
+
+    Which batch comes next, its rate and the summed loss lie on the device, in tensors that change in place. So
+    does all else that a step changes, and a step is the same sequence of kernels each time.
+
+    Args:
+        model: Images to logits.
+        optimizer: From `make_optimizer`.
+        step: One update on a batch.
+        split: Its images are uint8, or float32 in [0, 1].
+        augmentation: A key of `data.AUGMENTATIONS`, applied once per pass.
+        generator: On the split's device; draws order and augmentation, and what `step` draws.
+        graphs: Where steps are captured, one per batch size.
+        precision: `tf32`, `fp32` or `bf16`, of convolutions on CUDA; `bf16` is autocast, on any device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: SGD,
+        step: Step,
+        split: Split,
+        augmentation: str,
+        generator: torch.Generator,
+        graphs: Graphs,
+        precision: str = "tf32",
+    ) -> None:
+        self.model, self.optimizer, self.step, self.split = model, optimizer, step, split
+        self.augmentation, self.generator, self.graphs, self.precision = augmentation, generator, graphs, precision
+        self.computing = Autocast(model) if precision == "bf16" else model
+        device, n = split.labels.device, len(split)
+        augmented = split.images if augmentation == "none" else split.images.clone()
+        self.images = Split(augmented, split.labels)
+        self.order, self.offsets = torch.arange(n, device=device), torch.arange(n, device=device)
+        self.lrs = torch.zeros(n, dtype=torch.float64, device=device)  # of each step; float64 as on the host
+        self.position = torch.zeros(1, dtype=torch.int64, device=device)  # images met in this pass
+        self.number = torch.zeros(1, dtype=torch.int64, device=device)  # steps made in this pass
+        self.total = torch.zeros((), device=device)  # summed loss of the images met
+
+    def train_epoch(self, batch_size: int, lrs: Sequence[float]) -> Tensor:
+        """One pass.
+
+        Args:
+            batch_size: Images per step.
+            lrs: The learning rate of each step.
+
+        Returns:
+            Scalar, the examples' mean loss. Nothing before it waits for the device.
+        """
+        self.prepare(batch_size)
+        sizes = self._sizes(batch_size)
+        assert len(lrs) == len(sizes), "one rate per step"
+        with self._training():
+            self._begin(lrs)
+            for size in sizes:
+                self.graphs.replay(("step", size))
+        return self.total / len(self.split)
+
+    def prepare(self, batch_size: int) -> None:
+        """Makes the steps of that batch size ready; does nothing the second time, and nothing that training notices."""
+        with self._training():
+            for size in sorted(set(self._sizes(batch_size)), reverse=True):
+                self.graphs.prepare(("step", size), partial(self._step, size), self._state())
+
+    def seconds(self, batch_size: int, n_steps: int) -> float:
+        """Seconds that `n_steps` steps take with their share of what each pass begins with; changes nothing."""
+        self.prepare(batch_size)
+        size = min(batch_size, len(self.split))
+        in_a_pass = len(self.split) // size
+        with self.graphs.unchanged(self._state()), self._training():
+            beginning = -self._now()
+            self._begin([0.0] * in_a_pass)
+            beginning += self._now()
+            steps = -self._now()
+            for number in range(n_steps):
+                if number % in_a_pass == 0:
+                    self._rewind()
+                self.graphs.replay(("step", size))
+            steps += self._now()
+        return steps + beginning * n_steps * size / len(self.split)
+
+    def _step(self, size: int) -> None:
+        """One update on the next `size` images of the pass."""
+        index = self.order.index_select(0, self.position + self.offsets[:size])
+        set_lr(self.optimizer, self.lrs.index_select(0, self.number).squeeze(0))
+        self.total += self.step(self.computing, self.optimizer, *batch(self.images, index)) * size
+        self.position += size
+        self.number += 1
+
+    def _begin(self, lrs: Sequence[float]) -> None:
+        if self.augmentation != "none":
+            self.images.images.copy_(augment(self.split.images, self.augmentation, self.generator))
+        n = len(self.split)
+        self.order.copy_(torch.randperm(n, generator=self.generator, device=self.order.device))
+        self.lrs[: len(lrs)].copy_(torch.tensor(lrs, dtype=torch.float64))
+        self.total.zero_()
+        self._rewind()
+        begin_epoch = getattr(self.step, "begin_epoch", None)
+        if begin_epoch is not None:
+            begin_epoch()
+
+    def _rewind(self) -> None:
+        self.position.zero_()
+        self.number.zero_()
+
+    def _sizes(self, batch_size: int) -> list[int]:
+        """Of each batch of a pass."""
+        n_full, rest = divmod(len(self.split), batch_size)
+        return [batch_size] * n_full + [rest] * (rest > 0)
+
+    def _state(self) -> list[Tensor]:
+        """All that a step changes, but for what `step` begins each pass without."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        own = [self.position, self.number, self.total]
+        learnt = [*self.model.parameters(), *self.model.buffers(), *momentum_buffers(self.optimizer)]
+        return [*learnt, *rates, *own]
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        self.model.train()
+        with convolving_in(self.precision):
+            yield
+
+    def _now(self) -> float:
+        if self.order.is_cuda:
+            torch.cuda.synchronize(self.order.device)
+        return time.perf_counter()
 
 
 def train_epoch(

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trainables.config import EvalStatistics
+if TYPE_CHECKING:  # which needs pydantic; a layer doesn't
+    from trainables.config import EvalStatistics
 
 Norm = Callable[[int], nn.Module]  # number of channels -> layer on (N, C, H, W)
 
@@ -41,7 +43,7 @@ class RobustNorm2d(nn.Module):
         self,
         num_features: int,
         power: float = 0.2,
-        eval_statistics: EvalStatistics = "batch",
+        eval_statistics: "EvalStatistics" = "batch",
         eps: float = 1e-5,
         momentum: float = 0.1,
         affine: bool = True,
@@ -87,7 +89,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167.
     """
 
-    def __init__(self, num_features: int, eval_statistics: EvalStatistics = "population") -> None:
+    def __init__(self, num_features: int, eval_statistics: "EvalStatistics" = "population") -> None:
         super().__init__(num_features)
         require_statistics(eval_statistics)
         self.eval_statistics = eval_statistics
@@ -100,7 +102,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         )
 
 
-def groupnorm(num_features: int, eval_statistics: EvalStatistics = "population") -> nn.Module:
+def groupnorm(num_features: int, eval_statistics: "EvalStatistics" = "population") -> nn.Module:
     """Group normalisation: statistics of each example by itself, in training and in eval mode alike.
 
     8 groups divide 16, 32 and 64 channels. With 16 the first stage would have one channel a
@@ -123,7 +125,7 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def norm(name: str, eval_statistics: EvalStatistics = "population") -> Norm:
+def norm(name: str, eval_statistics: "EvalStatistics" = "population") -> Norm:
     """The layer maker called `name`.
 
     Raises:

@@ -2,13 +2,17 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainables import norms
-from trainables.config import EvalStatistics, six_n_plus_two
+from trainables.depth import six_n_plus_two
+
+if TYPE_CHECKING:  # which needs pydantic; a network doesn't
+    from trainables.config import EvalStatistics
 
 CHANNELS = (16, 32, 64)
 
@@ -21,7 +25,7 @@ def resnet(
     in_channels: int,
     norm: str,
     *,
-    eval_statistics: EvalStatistics = "population",
+    eval_statistics: "EvalStatistics" = "population",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     generator: torch.Generator | None = None,
