@@ -13,7 +13,7 @@ LrSchedule = Literal["constant", "multistep", "linear", "cosine", "onecycle", "e
 DatasetName = Literal["digits", "cifar10", "cifar100", "svhn", "imagefolder"]
 Training = Literal["natural", "pgd", "fgsm", "free", "trades", "static"]
 Precision = Literal["tf32", "bf16", "fp32"]
-Probe = Literal["hessian", "batch_dependence", "fgsm", "noise"]
+Probe = Literal["hessian", "batch_dependence", "fgsm", "noise", "strong"]
 
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
 Eps = Annotated[float, Field(ge=0, le=1)]  # radius in pixel units, images in [0, 1]
@@ -155,7 +155,8 @@ class EvalConfig(Frozen):
 
     `curve_examples` validation images are attacked after each epoch, `examples` of `split` at the
     trial's end, when `probes` measure what else is asked for. A search never asks for test. The
-    weights attacked are those being judged, or `initial` ones, against which images are crafted once.
+    weights attacked are those being judged, or `initial` ones, against which images are crafted once. The
+    probe `strong` adds accuracy under FGSM to every epoch.
     """
 
     split: Literal["validation", "test"] = "validation"
@@ -166,6 +167,7 @@ class EvalConfig(Frozen):
     curve_examples: PositiveInt = 250
     attacked_weights: Literal["current", "initial"] = "current"
     probes: tuple[Probe, ...] = ()
+    strong_examples: PositiveInt = 50  # of `examples`, the first, that the probe `strong` attacks
 
 
 def nest(params: dict[str, object]) -> dict[str, object]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainables import strong
 from trainables.attacks import accuracy, evaluating, fgsm, is_correct, random_start, robust_accuracy
 from trainables.hessian import dominant_eigenvalues
 
@@ -27,9 +28,11 @@ class Subject(NamedTuple):
     judged: tuple[Tensor, Tensor]  # those that accuracies are measured on
     eps: float  # l-inf radius in pixel units
     seed: int
+    attack_steps: int = 10  # of the evaluation's PGD
+    strong_examples: int = 50  # the first of those judged
 
 
-Probe = Callable[[Subject], dict[str, float]]
+Probe = Callable[[Subject], dict[str, float | str]]
 
 
 def hessian(subject: Subject) -> dict[str, float]:
@@ -88,15 +91,22 @@ def noise(subject: Subject) -> dict[str, float]:
     return {"accuracy": accuracy(subject.model, noisy, y, BATCHES[0])}
 
 
+def strong_attacks(subject: Subject) -> dict[str, float | str]:
+    """Accuracy under attacks that should find no more than the evaluation's PGD; see `strong.measure`."""
+    attacked = strong.Attacked(subject.model, *subject.judged, subject.eps, subject.attack_steps, subject.seed)
+    return strong.measure(attacked, subject.strong_examples)
+
+
 PROBES: dict[str, Probe] = {
     "hessian": hessian,
     "batch_dependence": batch_dependence,
     "fgsm": fgsm_accuracy,
     "noise": noise,
+    "strong": strong_attacks,
 }
 
 
-def measure(names: Iterable[str], subject: Subject) -> dict[str, float]:
+def measure(names: Iterable[str], subject: Subject) -> dict[str, float | str]:
     """What the probes called `names` find, under dotted names such as `hessian.1`."""
     return {f"{name}.{what}": value for name in names for what, value in PROBES[name](subject).items()}
 

@@ -163,7 +163,7 @@ class Trial:
                 **self._evaluate(last=epoch + 1 == config.epochs),
             }
         )
-        if config.training == "fgsm":
+        if "fgsm_accuracy" in self.curve[-1]:
             self._warn_of_overfitting()
         return self.curve[-1]
 
@@ -198,11 +198,19 @@ class Trial:
             "adversarial_accuracy": self._adversarial_accuracy(x, y, last),
             "n_examples": len(y),
         }
-        if self.config.training == "fgsm":
+        if self.config.training == "fgsm" or "strong" in evaluation.probes:
             row["fgsm_accuracy"] = robust_accuracy(model, x, y, partial(fgsm, eps=evaluation.eps), EVAL_BATCH)
         if last and evaluation.probes:
             train = first_examples(self.dataset.train, probes.N_HESSIAN)
-            subject = probes.Subject(model, train, (x, y), evaluation.eps, self.config.seed)
+            subject = probes.Subject(
+                model,
+                train,
+                (x, y),
+                evaluation.eps,
+                self.config.seed,
+                evaluation.attack_steps,
+                evaluation.strong_examples,
+            )
             row |= probes.measure(evaluation.probes, subject)
         return row
 

@@ -1,0 +1,110 @@
+"""Whether an adversarial accuracy can be believed: AutoAttack, and other attacks that should find no more than PGD.
+
+Source: Croce, Hein 2020, arXiv:2003.01690, for AutoAttack; Carlini et al. 2019, arXiv:1902.06705, section 5, and
+Athalye, Carlini, Wagner 2018, arXiv:1802.00420, section 3.1, for what an attack that works must show.
+"""
+
+import copy
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainables.attacks import fraction, pgd, robust_mask
+from trainables.norms import uses_batch_statistics
+
+BATCH = 256  # images per call of the model, as in every other evaluation
+WHITE_BOX = ("apgd-ce", "apgd-t", "fab-t")  # with "square", the four parts of AutoAttack's standard version
+MORE_STEPS, MORE_RESTARTS = 5, 5  # times those of the PGD that is checked
+EPS_FACTORS = (0.5, 1.0, 2.0, 4.0)
+LARGE_EPS = 0.5  # every image can become the same grey one, so that no model can tell classes apart
+
+
+class Attacked(NamedTuple):
+    """What is attacked; images (N, C, H, W) in [0, 1], and the PGD whose figure is in question."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    eps: float  # l-inf radius in pixel units
+    steps: int
+    seed: int
+
+
+def measure(attacked: Attacked, n_strong: int) -> dict[str, float | str]:
+    """Accuracy under each attack on the first `n_strong` images, and which of all images PGD leaves right.
+
+    Returns:
+        n: Images that were attacked strongly.
+        pgd: Accuracy under the PGD in question, `converged` with five times its steps and five restarts.
+        autoattack: Under AutoAttack's standard version.
+        square_alone: Share of images that Square, which sees only logits, fools and the converged PGD does not.
+        eps.R: Accuracy under the PGD in question at radius R.
+        robust: All images, packed by `pack`: whether the PGD in question leaves them right.
+    """
+    first = attacked._replace(x=attacked.x[:n_strong], y=attacked.y[:n_strong])
+    plain, converged = under_pgd(first), under_pgd(first, MORE_STEPS, MORE_RESTARTS)
+    white = under_autoattack(first, WHITE_BOX)
+    black = torch.ones_like(white)
+    # What both others fooled needs no queries, unless the rest of its batch would be judged differently without it.
+    left = torch.ones_like(white) if uses_batch_statistics(first.model) else white | converged
+    black[left] = under_autoattack(first._replace(x=first.x[left], y=first.y[left]), ("square",))
+    radii = sorted({eps for factor in EPS_FACTORS if (eps := factor * first.eps) < LARGE_EPS} | {LARGE_EPS})
+    return {
+        "n": float(len(first.y)),
+        "pgd": fraction(plain),
+        "converged": fraction(converged),
+        "autoattack": fraction(white & black),
+        "square_alone": fraction(converged & ~black),
+        **{f"eps.{eps:.4g}": fraction(under_pgd(first._replace(eps=eps))) for eps in radii},
+        "robust": pack(under_pgd(attacked)),
+    }
+
+
+def under_pgd(attacked: Attacked, more_steps: int = 1, restarts: int = 1) -> Tensor:
+    """(N,), bool: right both clean and under PGD from random starts."""
+    model, x, y, eps, steps, seed = attacked
+    attack = partial(
+        pgd,
+        eps=eps,
+        steps=steps * more_steps,
+        restarts=restarts,
+        generator=torch.Generator(x.device).manual_seed(seed),
+        drop_fooled=not uses_batch_statistics(model),
+    )
+    return robust_mask(model, x, y, attack, BATCH)
+
+
+def under_autoattack(attacked: Attacked, parts: tuple[str, ...]) -> Tensor:
+    """(N,), bool: right both clean and under those parts of AutoAttack, each with the standard version's settings."""
+    model, x, y, eps, _, seed = attacked
+    if not len(y):
+        return torch.ones_like(y, dtype=torch.bool)
+    # The library views gradients as (N, -1), which channels-last ones refuse, and fills parameters' `.grad`.
+    plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    return robust_mask(plain, x.contiguous(), y, partial(autoattack, parts=parts, eps=eps, seed=seed), BATCH)
+
+
+def autoattack(model: nn.Module, x: Tensor, y: Tensor, parts: tuple[str, ...], eps: float, seed: int) -> Tensor:
+    """The images that `parts` of AutoAttack find, in turn, each for what those before it did not fool.
+
+    Of fewer than ten classes, all but the right one are targets. The targeted loss needs four classes: of fewer,
+    `apgd-t` is left out.
+    """
+    from pyautoattack import AutoAttack  # a machine that only trains needs none
+
+    n_classes = model(x[:1]).shape[1]
+    attack = AutoAttack(model, eps=eps, seed=seed, device=x.device)
+    attack.attacks_to_run = [part for part in parts if part != "apgd-t" or n_classes > 3]
+    attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, n_classes - 1)
+    devices = [x.device] if x.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):  # it seeds the global generators
+        images, _ = attack.run_standard_evaluation(x, y, batch_size=len(x))
+    return images
+
+
+def pack(mask: Tensor) -> str:
+    """(N,) of bool as text, four examples a character."""
+    return np.packbits(mask.cpu().numpy()).tobytes().hex()
