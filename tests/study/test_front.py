@@ -1,9 +1,11 @@
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from study.front import hypervolume, knee, non_dominated
+from study.front import hypervolume, knee, non_dominated, probability_on_front
 
 POINTS = st.lists(st.tuples(st.integers(0, 8), st.integers(1, 8)), max_size=12).map(
     lambda p: [(a / 8, s) for a, s in p]
@@ -60,3 +62,53 @@ def test_no_points_have_no_front_and_no_knee():
     assert hypervolume([], (0.0, 1.0)) == 0.0
     with pytest.raises(ValueError, match="at least one"):
         knee([])
+
+
+def enumerated(robust, seconds):
+    """Probability of being on the front by its definition: every draw of examples, times every draw of seeds."""
+    n_examples, count, total = len(robust[0][0]), np.zeros(len(robust)), 0
+    draws_of_seeds = [list(product(range(len(times)), repeat=len(times))) for times in seconds]
+    for examples in product(range(n_examples), repeat=n_examples):
+        for drawn in product(*draws_of_seeds):
+            points = [
+                (np.mean([masks[s][e] for s in seeds for e in examples]), np.mean([times[s] for s in seeds]))
+                for masks, times, seeds in zip(robust, seconds, drawn, strict=True)
+            ]
+            on_front = [not any(beats(other, point) for other in points) for point in points]
+            count, total = count + on_front, total + 1
+    return count / total
+
+
+@pytest.mark.parametrize(
+    ("robust", "seconds"),
+    [
+        ([[[1, 0, 0]], [[1, 1, 0]]], [[1.0], [1.0]]),
+        ([[[1, 0], [0, 1]], [[1, 1], [0, 0]]], [[1.0, 4.0], [2.0, 3.0]]),
+        ([[[1, 0], [1, 1]], [[0, 1]], [[1, 1], [0, 0]]], [[1.0, 2.0], [1.5], [1.0, 3.0]]),
+    ],
+)
+def test_probability_on_the_front_equals_enumerating_every_draw(robust, seconds):
+    found = probability_on_front(robust, seconds, n_resamples=4000)
+    assert found == pytest.approx(enumerated(robust, seconds), abs=0.04)  # five standard errors
+
+
+def test_certain_members_have_probability_one_and_dominated_ones_none():
+    robust = [np.ones((3, 10)), np.zeros((2, 10)), np.zeros((2, 10))]
+    assert list(probability_on_front(robust, [[5.0] * 3, [1.0] * 2, [2.0] * 2], 100)) == [1.0, 1.0, 0.0]
+
+
+def test_examples_are_drawn_for_all_members_together():
+    """The second member is right wherever the first is, so no draw of examples puts the first above it."""
+    robust = [[[1, 0, 0, 0, 0, 1]], [[1, 1, 0, 0, 0, 1]]]
+    assert probability_on_front(robust, [[1.0], [1.0]], 500)[1] == 1.0
+
+
+def test_the_probability_is_the_same_at_each_call_and_empty_without_members():
+    robust, seconds = [[[1, 0, 1]], [[0, 1, 1]]], [[1.0], [1.0]]
+    assert list(probability_on_front(robust, seconds, 50)) == list(probability_on_front(robust, seconds, 50))
+    assert len(probability_on_front([], [])) == 0
+
+
+def test_members_judged_on_unlike_numbers_of_examples_are_refused():
+    with pytest.raises(ValueError, match="robust"):
+        probability_on_front([[[1, 0]], [[1, 0, 1]]], [[1.0], [1.0]])
