@@ -101,14 +101,15 @@ def probability_on_front(
         if mask.shape != (len(values), n_examples) or not mask.size:
             raise ValueError(f"robust: shape {mask.shape} given; accepted: ({len(values)}, {n_examples}), not empty")
     rng = np.random.default_rng(seed)
+    every, ends = np.concatenate(masks), np.cumsum([len(values) for values in times])[:-1]
     counts = np.zeros(len(masks))
     for first in range(0, n_resamples, CHUNK):
         n = min(CHUNK, n_resamples - first)
-        weights = rng.multinomial(n_examples, np.full(n_examples, 1 / n_examples), size=n).T / n_examples
+        draws = [np.bincount(rng.integers(n_examples, size=n_examples), minlength=n_examples) for _ in range(n)]
+        accuracies = np.split(every @ (np.stack(draws, axis=1) / n_examples), ends)  # of each member (seeds, n)
         means = []  # of each member (n, 2): accuracy and seconds of each resample
-        for mask, values in zip(masks, times, strict=True):
+        for accuracy, values in zip(accuracies, times, strict=True):
             drawn = rng.integers(len(values), size=(len(values), n))
-            accuracy = np.take_along_axis(mask @ weights, drawn, axis=0).mean(axis=0)
-            means.append(np.stack([accuracy, values[drawn].mean(axis=0)], axis=1))
-        counts += sum(non_dominated(points) for points in np.stack(means, axis=1))
+            means.append([np.take_along_axis(accuracy, drawn, axis=0).mean(axis=0), values[drawn].mean(axis=0)])
+        counts += sum(non_dominated(points) for points in np.asarray(means).transpose(2, 0, 1))
     return counts / n_resamples
