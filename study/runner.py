@@ -126,7 +126,8 @@ def n_concurrent(settings: StudySettings, resources: dict[str, float]) -> int:
     fit = resources.get("CPU", 0) / settings.cpus_per_trial
     if gpus:
         fit = min(fit, resources["GPU"] / gpus)
-    return max(1, min(int(fit + 1e-9), settings.concurrent or int(fit + 1e-9)))
+    most = settings.concurrent or (1 if settings.alone and not gpus else int(fit + 1e-9))
+    return max(1, min(int(fit + 1e-9), most))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import os
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
@@ -20,6 +20,8 @@ RUN_SETTINGS |= {"concurrent", "cpus_per_trial", "gpus_per_trial", "epoch_timeou
 
 class StudySettings(Frozen):
     """Options of `python -m study.pareto`, under the same names."""
+
+    alone: ClassVar[bool] = False  # one trial at a time, unless each has a GPU of its own
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     space: str = "quickstart"
