@@ -9,6 +9,7 @@ import click
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
+from study import storage
 from study.settings import fraction
 from trainables.errors import InputError
 
@@ -53,8 +54,7 @@ def run(command: click.Command, argv: Sequence[str] | None, package: str = "stud
     except OSError as error:
         return _say(_os_error(error), 1)
     except (SQLAlchemyError, StorageInternalError) as error:
-        cause = str(getattr(error, "orig", None) or error)
-        return _say(f"storage: {cause}; nothing that was stored is lost, the same command goes on", 1)
+        return _say(f"storage: {storage.cause(error)}; nothing that was stored is lost, the same command goes on", 1)
     except (KeyboardInterrupt, click.Abort):
         return 130
     except BrokenPipeError:

@@ -6,7 +6,6 @@ did not, PRUNED when the study stopped it early, and WAITING when it was interru
 it out again under its number, with its parameters, and the worker goes on from the checkpoint of that number.
 """
 
-import errno
 import logging
 import math
 import time
@@ -21,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 from sqlalchemy.exc import SQLAlchemyError
 
-from study import calibration
+from study import calibration, storage
 from study.settings import Objective, StudySettings
 from study.spaces import Space
 from study.storage import OBJECTIVES, n_finished
@@ -202,16 +201,15 @@ class StudySearch(Searcher):
 
     def storage_failed(self, error: Exception) -> None:
         """The storage refused something that is tried again; too long a silence, or a full disk, ends the run."""
-        root = error.__cause__ or error
-        cause = str(getattr(root, "orig", None) or root).splitlines()[0]
+        said = storage.cause(error)
         now = time.monotonic()
         self.silent_since = self.silent_since or now
-        if any(text in cause for text in NO_ROOM):
-            self.problem = OSError(errno.ENOSPC, f"no room on disk for the storage ({cause})")
+        if any(text in said for text in NO_ROOM):
+            self.problem = OSError(f"no room on disk for the storage ({said})")
         elif now - self.silent_since > STORAGE_PATIENCE:
-            self.problem = OSError(f"the storage has not answered for {STORAGE_PATIENCE:g} s ({cause})")
+            self.problem = OSError(f"the storage has not answered for {STORAGE_PATIENCE:g} s ({said})")
         else:
-            logger.warning("the storage is tried again: %s", cause)
+            logger.warning("the storage is tried again: %s", said)
 
     def on_trial_result(self, trial_id: str, result: dict[str, object]) -> None:
         try:

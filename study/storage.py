@@ -82,7 +82,8 @@ def named(name: str, results_dir: str, url: str | None) -> optuna.Study:
     """The search `name`, from the storage at `url`, or else from its SQLite file in `results_dir`.
 
     Raises:
-        InputError: If there is none, with the nearest name; or if it was not made by `study.pareto`.
+        InputError: If there is none, with the nearest name; or if it was not made by `study.pareto`, but by
+            `study.reproduce` or another program.
     """
     file = Path(results_dir) / name / "study.db"
     if url is None and not file.exists():
@@ -95,7 +96,7 @@ def named(name: str, results_dir: str, url: str | None) -> optuna.Study:
     if study is None:
         made = optuna.get_all_study_names(from_url(location)) if _has_studies(location) else []
         raise InputError(f"name: {nearest(name, made)}" if made else f"name: {name!r}; accepted: none yet there")
-    if "settings" not in study.user_attrs or study.directions != DIRECTIONS:
+    if "paper" in study.user_attrs.get("settings", {"paper": ""}) or study.directions != DIRECTIONS:
         raise InputError(f"name: {name!r} was not made by study.pareto; accepted: a study that was")
     return study
 

@@ -46,7 +46,7 @@ class RayTrial(tune.Trainable):
         try:
             if self.trial is None:
                 self._open()
-            row = self.trial.curve[-1] if self.trial.done else self._train_epoch()
+            row = self.trial.curve[-1] if self.trial.done else self._watched_epoch()
         except Exception as error:
             reason, full_disk = failure(error)
             logger.exception("trial %s failed: %s", self.config["number"], reason)
@@ -85,9 +85,12 @@ class RayTrial(tune.Trainable):
             by_size = {str(size): seconds for size, seconds in measured.items()}
             self.news["calibration"] = {"device": kind, "seconds_per_step": by_size}
 
-    def _train_epoch(self) -> dict[str, float]:
+    def _watched_epoch(self) -> dict[str, float]:
         with devices.shared(self.trial.device), watchdog(self.config["epoch_timeout"]):
-            row = self.trial.train_epoch()
+            return self._train_epoch()
+
+    def _train_epoch(self) -> dict[str, float]:
+        row = self.trial.train_epoch()
         if self.trial.done:
             self.folder.require_ownership()
             self.trial.save_weights(self.folder.weights_file)

@@ -72,6 +72,9 @@ def all_of_ray(driver: psutil.Process, rng: random.Random) -> list[psutil.Proces
     return descendants(driver)
 
 
+# How often each is drawn: what is cheap to come back from, and most frequent in life, more often.
+WEIGHTS = {"worker": 6, "workers": 2, "driver": 2, "raylet": 1, "ray": 1}
+
 KILLS: dict[str, Callable[[psutil.Process, random.Random], list[psutil.Process]]] = {
     "worker": one_worker,
     "workers": all_workers,
@@ -114,10 +117,14 @@ class Report:
         )
 
 
-def start_driver(folder: Path, name: str, faults: dict[str, str], *options: str) -> subprocess.Popen:
+def start_driver(
+    folder: Path, name: str, faults: dict[str, str], *options: str, sqlite_timeout: float = 60
+) -> subprocess.Popen:
     space = folder / "space.py"
     space.write_text(SPACE)
-    environment = os.environ | {"FAULTS": json.dumps({"log": str(folder / f"{name}.log"), "trials": faults})}
+    log = str(folder / f"{name}.log")
+    faulty = {"log": log, "trials": faults, "sqlite_timeout": sqlite_timeout}
+    environment = os.environ | {"FAULTS": json.dumps(faulty)}
     command = [sys.executable, "-m", "tests.faults.driver", str(space), "--name", name, "--results-dir", str(folder)]
     command += ["--trials", str(N_TRIALS), "--retries", "100", *options]
     with open(folder / f"{name}.out", "a") as out:
@@ -144,12 +151,12 @@ def one_driver(folder: Path, name: str, rng: random.Random, report: Report, n_ki
     process = psutil.Process(driver.pid)
     try:
         while driver.poll() is None and time.monotonic() < deadline:
-            wait_until(rng.uniform(0.2, 4.0), driver)
+            wait_until(rng.uniform(0.2, 3.0), driver)
             if driver.poll() is not None or sum(report.kills.values()) >= n_kills:
                 continue
             if not trial_workers(process):
                 continue  # nothing runs yet
-            kind = rng.choice(list(KILLS))
+            (kind,) = rng.choices(list(WEIGHTS), weights=list(WEIGHTS.values()))
             if strike(kind, process, rng):
                 report.kills[kind] += 1
         return driver.wait(timeout=max(1.0, deadline - time.monotonic())) == 0

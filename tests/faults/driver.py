@@ -1,7 +1,7 @@
 """The search, with a trial that keeps a log of its epochs and can be made to fail: `python -m tests.faults.driver ...`.
 
 `FAULTS` in the environment is JSON: `log`, the file that each attempt and each epoch begun appends to, and
-`trials`, which fault a trial (by its number) has.
+`trials`, which fault a trial (by its number) has; `sqlite_timeout`, how long a locked storage is waited for.
 """
 
 import json
@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from study import pareto, runner
+from study import pareto, runner, storage
 from trainables.ray_trainable import RayTrial
 
 
@@ -63,4 +63,5 @@ class FaultyTrial(RayTrial):
 
 if __name__ == "__main__":
     runner.RayTrial = FaultyTrial
+    storage.SQLITE_TIMEOUT = json.loads(os.environ["FAULTS"])["sqlite_timeout"]
     sys.exit(pareto.main())

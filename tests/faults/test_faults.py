@@ -1,6 +1,11 @@
-"""A short campaign of kills, and every way in which a trial can fail by itself."""
+"""A short campaign of kills, and every way in which a trial, its disk or its storage can fail."""
 
 import random
+import shutil
+import sqlite3
+import subprocess
+import time
+from contextlib import closing
 
 import psutil
 import pytest
@@ -11,7 +16,7 @@ from tests.faults.invariants import open_study
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(500)]
 
-N_KILLS = 5
+N_KILLS = 20
 
 
 def test_after_kills_at_random_moments_no_trial_is_lost_doubled_or_faked(tmp_path):
@@ -49,3 +54,74 @@ def test_a_trial_that_fails_by_itself_fails_once_with_its_reason_and_the_others_
     opened = [line.split()[0] for line in (tmp_path / "faulty.log").read_text().splitlines() if " open " in line]
     assert [opened.count(number) for number in "12345"] == [1, 1, 1, 1, 2]  # only the machine's failure is retried
     campaign.check(tmp_path / "faulty", campaign.N_TRIALS, campaign.EPOCHS, tmp_path / "faulty.log")
+
+
+def test_a_trial_that_hangs_is_ended_and_goes_on_until_its_retries_are_used_up(tmp_path):
+    driver = campaign.start_driver(tmp_path, "hung", {"1": "hang"}, "--retries", "1", "--epoch-timeout", "6")
+    assert driver.wait(timeout=240) == 0, (tmp_path / "hung.out").read_text()
+    trials = open_study(tmp_path / "hung").trials
+    assert trials[1].user_attrs["reason"] == "machine: hung, no epoch ended within 6 s, 2 times"
+    assert [trial.state for trial in trials].count(TrialState.COMPLETE) == campaign.N_TRIALS - 1
+    campaign.check(tmp_path / "hung", campaign.N_TRIALS, campaign.EPOCHS, tmp_path / "hung.log")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of its own, 160 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a disk cannot be mounted here: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def wait_for_epochs(log, n):
+    end = time.monotonic() + 120
+    while time.monotonic() < end and (not log.exists() or log.read_text().count(" epoch ") < n):
+        time.sleep(0.05)
+
+
+def fill(disk):
+    with open(disk / "filler", "wb") as file:
+        while shutil.disk_usage(disk).free > 4096:
+            file.write(b"x" * 4096)
+            file.flush()
+
+
+def test_a_full_disk_ends_the_study_with_one_line_and_it_goes_on_once_there_is_room(small_disk):
+    driver = campaign.start_driver(small_disk, "full", {})
+    wait_for_epochs(small_disk / "full.log", 6)
+    fill(small_disk)
+    assert driver.wait(timeout=120) == 1
+    (small_disk / "filler").unlink()
+    said = (small_disk / "full.out").read_text()
+    assert "Traceback" not in said
+    assert campaign.start_driver(small_disk, "full", {}).wait(timeout=240) == 0, (small_disk / "full.out").read_text()
+    campaign.check(small_disk / "full", campaign.N_TRIALS, campaign.EPOCHS, small_disk / "full.log")
+
+
+def test_a_storage_locked_for_longer_than_it_waits_loses_nothing(tmp_path):
+    driver = campaign.start_driver(tmp_path, "locked", {}, sqlite_timeout=0.5)
+    log = tmp_path / "locked.log"
+    for n in (4, 12, 20, 28):
+        wait_for_epochs(log, n)
+        with closing(sqlite3.connect(tmp_path / "locked" / "study.db", timeout=60)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            time.sleep(4)
+    assert driver.wait(timeout=240) == 0, (tmp_path / "locked.out").read_text()
+    account = campaign.check(tmp_path / "locked", campaign.N_TRIALS, campaign.EPOCHS, log)
+    assert (account.complete, account.interruptions, account.epochs_redone) == (campaign.N_TRIALS, 0, 0)
+
+
+def test_a_storage_that_cannot_be_written_is_one_line_and_changes_nothing(tmp_path):
+    assert campaign.start_driver(tmp_path, "kept", {}, "--trials", "2").wait(timeout=120) == 0
+    database = tmp_path / "kept" / "study.db"
+    before = database.read_bytes()
+    url = f"sqlite:///file:{database}?mode=ro&uri=true"
+    driver = campaign.start_driver(tmp_path, "kept", {}, "--storage", url)
+    assert driver.wait(timeout=60) == 1
+    said = (tmp_path / "kept.out").read_text().splitlines()[-1]
+    assert said.startswith("error: storage: ") and "readonly" in said
+    assert database.read_bytes() == before
