@@ -6,7 +6,7 @@ confirmed.csv, a row per member, those first that were fastest:
 
     number              of the member's trial in the search
     name                its label, or its norm and batch sizes
-    role                `front`, `published`, `front, published`, or `earlier` (it has left the front since)
+    role                `front`, `published`, `front, published`, or `other` (asked for, or has left the front since)
     n_seeds             trainings that ran to their end
     n_failed            trainings that diverged or failed otherwise
     n_examples          test images of clean and adversarial accuracy
@@ -15,6 +15,7 @@ confirmed.csv, a row per member, those first that were fastest:
                         each _mean, _std (of seeds; empty for one seed), _low, _high (95 % Student t interval over
                         seeds; empty where it has no bounds: one seed, or all seeds equal). Accuracies are fractions on
                         test images; `adversarial` is under the search's own PGD; seconds are measured training seconds
+                        (calibrated ones where GPUs of several kinds trained)
     front_probability   that the member is on the front of all that were confirmed: resampled seeds and examples
     gates_failed        names of the gates that failed, joined by "; "; empty where all passed
     searched_adversarial, searched_seconds
@@ -29,5 +30,292 @@ gates.csv, a row per member and gate, in the order of confirmed.csv:
     unit                of both: `points` (figure 0.05 is 5 points), `share`, `seeds`
     text                what was found, in a sentence, and what a failure means
 
-confirmed.csv and gates.csv are written anew by each `python -m study.confirm`; they are missing before the first one.
+Both are written anew by each `python -m study.confirm`, and there is none before the first one.
 """
+
+import shlex
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from statistics import fmean, stdev
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.trial import FrozenTrial
+from rich.console import Console
+from rich.table import Table
+
+from study import gates, search, storage
+from study.conduct import SECRET_OR_LOCAL, carry_out
+from study.front import probability_on_front
+from study.lock import driver_lock
+from study.members import ConfirmSettings, Member, fresh_seeds, role
+from study.papers.claims import interval
+from study.results import front_of, is_complete, trials_frame
+from study.settings import StudySettings
+from trainables import data
+from trainables.config import TrialConfig
+from trainables.files import write_whole
+
+Runs = Mapping[int, list[FrozenTrial]]  # a member's number to its trainings that ran to their end
+
+QUANTITIES: dict[str, Callable[[FrozenTrial], float]] = {
+    "clean": lambda trial: trial.user_attrs["clean_accuracy"],
+    "adversarial": lambda trial: trial.values[0],
+    "autoattack": lambda trial: trial.user_attrs["probes"]["strong.autoattack"],
+    "seconds": lambda trial: trial.values[1],
+}
+OVERFITTED = "catastrophic overfitting"  # what a trial that did says in its reason
+
+
+def confirm(settings: ConfirmSettings, searched: optuna.Study, members: Sequence[Member]) -> int:
+    """Train what is missing and write the tables; returns the exit status.
+
+    Raises:
+        InputError: If the images cannot be used, or a driver runs this study or its search; nothing is written then.
+    """
+    data.load(settings.dataset, settings.data.data_dir)
+    with ExitStack() as stack:
+        if settings.search_folder.exists():  # a search meanwhile would take its share of the device
+            stack.enter_context(driver_lock(settings.search_folder))
+        return carry_out(settings, partial(prepare, settings, members), configure, partial(finish, searched))
+
+
+def n_trials(settings: ConfirmSettings, members: Sequence[Member]) -> int:
+    """Trainings of the study in all: those it has, and those of the members that it lacks."""
+    study = storage.existing(settings.storage_url, settings.name)
+    known = _known(study) if study else set()
+    return len(known | {(member.number, seed) for member in members for seed in _seeds(settings)})
+
+
+def prepare(settings: ConfirmSettings, members: Sequence[Member]) -> optuna.Study:
+    """The study as it stands: interrupted trials handed out again, and each member with each seed enqueued once."""
+    sampler = optuna.samplers.RandomSampler(seed=settings.seed)  # nothing is left to sample
+    study = storage.open_study(storage.from_url(settings.storage_url), settings.name, sampler)
+    search.requeue_interrupted(study)
+    known = _known(study)
+    for seed in _seeds(settings):
+        for member in members:
+            if (member.number, seed) not in known:
+                config = member.with_seed(seed).model_dump(mode="json")
+                attrs = {"label": member.label, "member": member.number, "name": member.name, "config": config}
+                study.enqueue_trial({}, user_attrs=attrs)
+    study.set_user_attr("settings", settings.model_dump(mode="json", exclude=SECRET_OR_LOCAL))
+    return study
+
+
+def _seeds(settings: ConfirmSettings) -> list[int]:
+    return fresh_seeds(settings.seed, settings.seeds)
+
+
+def _known(study: optuna.Study) -> set[tuple[int, int]]:
+    trials = study.get_trials(deepcopy=False)
+    return {(trial.user_attrs["member"], trial.user_attrs["config"]["seed"]) for trial in trials}
+
+
+def configure(trial: optuna.Trial) -> TrialConfig:
+    raise AssertionError(f"trial {trial.number} was handed out without its configuration")
+
+
+def finish(searched: optuna.Study, study: optuna.Study, settings: StudySettings, console: Console, ending: str) -> None:
+    """Write confirmed.csv and gates.csv from the storage, print what they say and what to do next."""
+    trials, candidates = study.get_trials(deepcopy=False), searched.get_trials(deepcopy=False)
+    judged = judge(trials, settings)
+    table = confirmed_frame(trials, candidates, judged)
+    write_whole(settings.search_folder / "confirmed.csv", table.to_csv(index=False).encode())
+    write_whole(settings.search_folder / "gates.csv", gates_frame(trials, table, judged).to_csv(index=False).encode())
+    write_whole(settings.folder / "trials.csv", trials_frame(trials).to_csv(index=False).encode())
+    (settings.folder / "front.csv").unlink(missing_ok=True)  # a front of single trainings, chosen on test: misleading
+    shutil.rmtree(settings.folder / "models", ignore_errors=True)
+    console.print(printed(table))
+    for line in notes(table, settings, study, candidates, searched.user_attrs["settings"]["trials"]):
+        console.print(line, highlight=False, soft_wrap=True)
+    for line in gate_lines(table, judged):
+        console.print(line, highlight=False, soft_wrap=True)
+    for name in ("confirmed.csv", "gates.csv"):
+        console.print(f"  {settings.search_folder / name}", highlight=False, soft_wrap=True)
+    n = storage.n_finished(study)
+    if ending == "finished":
+        message = f"All {n} trainings have ended. Which one to use: {command(settings, 'recommend')}"
+    else:
+        message = f"Stopped ({ending}) after {n} of {settings.trials} trainings. To go on: {command(settings)}"
+    console.print(message, highlight=False, soft_wrap=True)
+
+
+def command(settings: ConfirmSettings, module: str = "confirm") -> str:
+    """What goes on with this study; all else is stored with it."""
+    given = ["python", "-m", f"study.{module}", settings.search]
+    if settings.results_dir != StudySettings.model_fields["results_dir"].default:
+        given += ["--results-dir", settings.results_dir]
+    return shlex.join(given) + (" --storage URL" if settings.storage else "")
+
+
+def by_member(trials: Sequence[FrozenTrial]) -> Runs:
+    """All members, also those without a complete training."""
+    runs: dict[int, list[FrozenTrial]] = {trial.user_attrs["member"]: [] for trial in trials}
+    for trial in trials:
+        if is_complete(trial):
+            runs[trial.user_attrs["member"]].append(trial)
+    return runs
+
+
+def judge(trials: Sequence[FrozenTrial], settings: StudySettings) -> dict[int, list[gates.Judged]]:
+    """The gates of each member that has a complete training."""
+    attack = gates.Attack(settings.eps, settings.attack_steps)
+    return {
+        number: gates.judge(
+            [run.user_attrs["probes"] | {"overfitted": OVERFITTED in run.user_attrs["reason"]} for run in runs], attack
+        )
+        for number, runs in by_member(trials).items()
+        if runs
+    }
+
+
+def confirmed_frame(
+    trials: Sequence[FrozenTrial], candidates: Sequence[FrozenTrial], judged: Mapping[int, list[gates.Judged]]
+) -> pd.DataFrame:
+    """confirmed.csv.
+
+    Args:
+        trials: Of the confirmation.
+        candidates: Of the search.
+        judged: The gates of each member.
+    """
+    front = {trial.number for trial in front_of(candidates)}
+    by_number = {trial.number: trial for trial in candidates}
+    names = {trial.user_attrs["member"]: trial.user_attrs["name"] for trial in trials}
+    probability = front_probabilities(by_member(trials))
+    rows = []
+    for number, runs in by_member(trials).items():
+        candidate = by_number[number]
+        failed = [trial for trial in trials if trial.user_attrs["member"] == number and trial.state.is_finished()]
+        attrs = runs[0].user_attrs if runs else {}
+        rows.append(
+            {"number": number, "name": names[number], "role": role(candidate, front)}
+            | {"n_seeds": len(runs), "n_failed": len(failed) - len(runs)}
+            | {"n_examples": attrs.get("n_examples", 0)}
+            | {"n_attack_examples": int(attrs["probes"]["strong.n"]) if runs else 0}
+            | {key: value for name in QUANTITIES for key, value in spread(name, runs).items()}
+            | {"front_probability": probability.get(number)}
+            | {"gates_failed": "; ".join(gate.gate for gate in judged.get(number, []) if not gate.passed)}
+            | dict(zip(("searched_adversarial", "searched_seconds"), candidate.values, strict=True))
+        )
+    return pd.DataFrame(rows).sort_values("seconds_mean", ignore_index=True)
+
+
+def spread(name: str, runs: Sequence[FrozenTrial]) -> dict[str, float | None]:
+    """Mean, standard deviation and 95 % interval over seeds of one quantity, as columns; None where there is none."""
+    values = [QUANTITIES[name](run) for run in runs]
+    if not values:
+        return {f"{name}_{what}": None for what in ("mean", "std", "low", "high")}
+    mean, low, high, n = interval(values)
+    most = np.inf if name == "seconds" else 1.0
+    bounds = (max(low, 0.0), min(high, most)) if np.isfinite(low) else (None, None)
+    deviation = stdev(values) if n > 1 else None
+    return {f"{name}_mean": mean, f"{name}_std": deviation, f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
+
+
+def front_probabilities(runs: Runs) -> dict[int, float]:
+    """Of each member that has a complete training, on the front of all of them."""
+    numbers = [number for number, found in runs.items() if found]
+    robust = [[unpack(run) for run in runs[number]] for number in numbers]
+    seconds = [[run.values[1] for run in runs[number]] for number in numbers]
+    return dict(zip(numbers, probability_on_front(robust, seconds).tolist(), strict=True))
+
+
+def unpack(run: FrozenTrial) -> np.ndarray:
+    """(examples,) of bool: which test images the network leaves right under PGD."""
+    packed = np.frombuffer(bytes.fromhex(run.user_attrs["probes"]["strong.robust"]), dtype=np.uint8)
+    return np.unpackbits(packed, count=run.user_attrs["n_examples"]).astype(bool)
+
+
+def gates_frame(
+    trials: Sequence[FrozenTrial], table: pd.DataFrame, judged: Mapping[int, list[gates.Judged]]
+) -> pd.DataFrame:
+    """gates.csv."""
+    rows = [
+        {"number": number, "name": name, **gate._asdict()}
+        for number, name in zip(table["number"], table["name"], strict=True)
+        for gate in judged.get(number, [])
+    ]
+    return pd.DataFrame(rows, columns=["number", "name", *gates.Judged._fields])
+
+
+def printed(table: pd.DataFrame) -> Table:
+    """For a terminal: means, and half the width of their intervals."""
+    drawn = Table(title="Confirmed on test, fastest first", title_justify="left")
+    headings = ("trial", "role", "seeds", "seconds", "adversarial", "AutoAttack", "clean", "on front", "gates")
+    for heading in headings:
+        drawn.add_column(heading, justify="left" if heading in ("trial", "role", "gates") else "right", no_wrap=True)
+    for row in table.to_dict("records"):
+        seeds = f"{row['n_seeds']}" + (f" of {row['n_seeds'] + row['n_failed']}" if row["n_failed"] else "")
+        failed = row["gates_failed"].count(";") + 1 if row["gates_failed"] else 0
+        passed = "–" if not row["n_seeds"] else f"{failed} failed" if failed else "passed"
+        chance = "–" if pd.isna(row["front_probability"]) else f"{row['front_probability']:.2f}"
+        drawn.add_row(
+            f"#{row['number']} {row['name']}",
+            row["role"],
+            seeds,
+            cell(row, "seconds", 1),
+            *(cell(row, name, 3) for name in ("adversarial", "autoattack", "clean")),
+            chance,
+            passed,
+        )
+    return drawn
+
+
+def cell(row: Mapping[str, object], name: str, digits: int) -> str:
+    mean, low, high = (row[f"{name}_{what}"] for what in ("mean", "low", "high"))
+    if pd.isna(mean):
+        return "–"
+    return f"{mean:.{digits}f}" + ("" if pd.isna(low) else f" ± {(high - low) / 2:.{digits}f}")
+
+
+def notes(
+    table: pd.DataFrame,
+    settings: ConfirmSettings,
+    study: optuna.Study,
+    candidates: Sequence[FrozenTrial],
+    asked: int,
+) -> list[str]:
+    """What the figures are, and what became of the search's."""
+    complete = table[table["n_seeds"] > 0]
+    lines = []
+    if len(complete):
+        first = complete.iloc[0]
+        lines.append(
+            f"± is half a 95 % Student t interval over seeds. Adversarial: PGD-{settings.attack_steps}, eps "
+            f"{settings.eps:.4g}, {first['n_examples']} test images; AutoAttack (standard) and gates: the first "
+            f"{first['n_attack_examples']} of them. On front: probability, over seeds and images."
+        )
+        at_once = settings.concurrent or 1
+        lines.append(
+            f"Seconds: {study.user_attrs.get('objective', 'measured')}, "
+            + ("one training at a time on each device." if at_once == 1 else f"up to {at_once} trainings at a time.")
+        )
+        optimism = fmean(complete["searched_adversarial"] - complete["adversarial_mean"]) * 100
+        pace = float(np.exp(np.mean(np.log(complete["seconds_mean"] / complete["searched_seconds"]))))
+        lines.append(
+            f"The search (one seed each, validation images) said {abs(optimism):.1f} points of adversarial accuracy "
+            f"{'more' if optimism >= 0 else 'less'} on average; trainings took {pace:.2f} times the search's seconds."
+        )
+    ended = sum(trial.state.is_finished() for trial in candidates)
+    if ended < asked:
+        lines.append(f"The search is unfinished ({ended} of {asked} trials have ended): its front may still change.")
+    return lines
+
+
+def gate_lines(table: pd.DataFrame, judged: Mapping[int, list[gates.Judged]]) -> list[str]:
+    """A line for each gate that failed."""
+    names = dict(zip(table["number"], table["name"], strict=True))
+    failed = [
+        f"  {gate.gate}, #{number} {names[number]}: {gate.text}"
+        for number in table["number"]
+        for gate in judged.get(number, [])
+        if not gate.passed
+    ]
+    if not judged:
+        return []
+    return ["Gates that failed:", *failed] if failed else ["All gates passed."]

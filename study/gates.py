@@ -1,0 +1,168 @@
+"""Whether a member's figures can be believed: a figure, a threshold, and what a failure means.
+
+Thresholds are ours: above what some hundred examples and honest attacks scatter, below what masked gradients show.
+What is checked follows Carlini et al. 2019, arXiv:1902.06705, section 5, and Athalye, Carlini, Wagner 2018,
+arXiv:1802.00420, section 3.1.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal, NamedTuple
+
+Seeds = Sequence[dict[str, object]]  # what the probes found of each seed's network; `overfitted` beside them
+
+
+class Attack(NamedTuple):
+    """How the search attacks, for sentences."""
+
+    eps: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Passes where the figure is at most the threshold.
+
+    Attributes:
+        name: In tables.
+        unit: `points` are differences of accuracy, `share` is of images, `seeds` of seeds; all between 0 and 1.
+        threshold: The largest figure that passes.
+        figure: From all seeds of a member.
+        found: What was found, with {places} for the seeds' means and the attack's figures.
+        failure: What it means that the gate failed.
+    """
+
+    name: str
+    unit: Literal["points", "share", "seeds"]
+    threshold: float
+    figure: Callable[[Seeds], float]
+    found: Callable[[Seeds, Attack], str]
+    failure: str
+
+
+class Judged(NamedTuple):
+    """One gate of one member."""
+
+    gate: str
+    passed: bool
+    figure: float
+    threshold: float
+    unit: str
+    text: str
+
+
+def mean(seeds: Seeds, name: str) -> float:
+    return fmean(seed[name] for seed in seeds)
+
+
+def by_eps(seeds: Seeds) -> dict[float, float]:
+    """Radius to mean accuracy, smallest radius first."""
+    radii = sorted(float(name.removeprefix(EPS)) for name in seeds[0] if name.startswith(EPS))
+    return {eps: mean(seeds, f"{EPS}{eps:.4g}") for eps in radii}
+
+
+EPS = "strong.eps."
+
+
+def largest_rise(accuracies: Sequence[float]) -> float:
+    """From one to the next; 0 where none rises."""
+    return max((after - before for before, after in zip(accuracies, accuracies[1:], strict=False)), default=0.0)
+
+
+def changed(seeds: Seeds) -> float:
+    return fmean(seed["batch_dependence.changed.any"] / seed["batch_dependence.n"] for seed in seeds)
+
+
+def percent(value: float) -> str:
+    return f"{value * 100:.1f} %"
+
+
+def accuracies(seeds: Seeds, attack: Attack) -> str:
+    return ", ".join(f"{percent(accuracy)} at {eps:.3g}" for eps, accuracy in by_eps(seeds).items())
+
+
+GATES = (
+    Gate(
+        "autoattack",
+        "points",
+        0.05,
+        lambda seeds: mean(seeds, "strong.pgd") - mean(seeds, "strong.autoattack"),
+        lambda seeds, attack: (
+            f"accuracy is {percent(mean(seeds, 'strong.autoattack'))} under AutoAttack and "
+            f"{percent(mean(seeds, 'strong.pgd'))} under PGD-{attack.steps}, on the same images"
+        ),
+        "the search's PGD is too weak for this network: take AutoAttack's accuracy",
+    ),
+    Gate(
+        "square",
+        "share",
+        0.02,
+        lambda seeds: mean(seeds, "strong.square_alone"),
+        lambda seeds, attack: (
+            f"Square, which sees only logits, fools {percent(mean(seeds, 'strong.square_alone'))} of the images that "
+            "PGD with more steps and restarts leaves right"
+        ),
+        "gradients mislead PGD (masking): no accuracy that was found by gradients holds",
+    ),
+    Gate(
+        "eps_falls",
+        "points",
+        0.03,
+        lambda seeds: largest_rise(list(by_eps(seeds).values())),
+        lambda seeds, attack: f"PGD-{attack.steps} leaves {accuracies(seeds, attack)}",
+        "a larger radius contains the smaller one, so PGD misses examples that are there",
+    ),
+    Gate(
+        "eps_large",
+        "points",
+        0.05,
+        lambda seeds: list(by_eps(seeds).values())[-1],
+        lambda seeds, attack: f"PGD-{attack.steps} leaves {accuracies(seeds, attack).split(', ')[-1]}",
+        "at that radius every image can be made grey, so an attack that works leaves none: gradients mislead it",
+    ),
+    Gate(
+        "more_steps",
+        "points",
+        0.02,
+        lambda seeds: mean(seeds, "strong.pgd") - mean(seeds, "strong.converged"),
+        lambda seeds, attack: (
+            f"five times the steps from five starts lower accuracy from {percent(mean(seeds, 'strong.pgd'))} to "
+            f"{percent(mean(seeds, 'strong.converged'))}"
+        ),
+        "the search's PGD stops too early: give the study more --attack-steps",
+    ),
+    Gate(
+        "batch",
+        "share",
+        0.01,
+        changed,
+        lambda seeds, attack: (
+            f"{percent(changed(seeds))} of predictions change when images are judged in batches of 256, 128, 32 or 1"
+        ),
+        "an image's class depends on its neighbours, as it must with statistics of the inference batch: accuracies "
+        "hold for batches of 256 drawn like the test set, and not for single images",
+    ),
+    Gate(
+        "overfitting",
+        "seeds",
+        0.0,
+        lambda seeds: mean(seeds, "overfitted"),
+        lambda seeds, attack: (
+            f"in {sum(bool(seed['overfitted']) for seed in seeds)} of {len(seeds)} trainings accuracy under PGD "
+            "collapsed while that under FGSM rose"
+        ),
+        "catastrophic overfitting to one-step attacks: this recipe is a matter of luck",
+    ),
+)
+
+
+def judge(seeds: Seeds, attack: Attack) -> list[Judged]:
+    """Every gate of one member, from all its seeds."""
+    judged = []
+    for gate in GATES:
+        figure = gate.figure(seeds)
+        passed = figure <= gate.threshold + 1e-9
+        text = gate.found(seeds, attack) + ("" if passed else f": {gate.failure}")
+        judged.append(Judged(gate.name, passed, figure, gate.threshold, gate.unit, text))
+    return judged
