@@ -87,7 +87,7 @@ def open_study(settings: StudySettings, space: Space) -> optuna.Study:
 def finish(study: optuna.Study, settings: StudySettings, console: Console, ending: str) -> None:
     """Write every result from the storage, and say where it is and what to do next."""
     trials = study.get_trials(deepcopy=False)
-    sync_models(trials, settings.folder)
+    sync_models(trials, settings.folder, checkpoints=settings.checkpoints)
     write_tables(study, settings.folder)
     report.write(study, settings.folder)
     console.print(front_table(trials))

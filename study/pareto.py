@@ -15,6 +15,7 @@ import optuna
 from study import cli, spaces, storage
 from study.settings import StudySettings, from_layers
 from study.spaces import Space
+from trainables import stores
 from trainables.errors import InputError
 
 MIN_FREE_BYTES = 100_000_000  # a few checkpoints and logs
@@ -47,12 +48,16 @@ MIN_FREE_BYTES = 100_000_000  # a few checkpoints and logs
 @click.option("--concurrent", type=int, help="Trials at once. [default: as many as fit]")
 @click.option("--storage", metavar="URL", help="Optuna storage, e.g. postgresql://… [default: SQLite in the results]")
 @click.option("--results-dir", help="Folder of results/<name>/. [default: results]")
+@click.option(
+    "--storage-path", metavar="PLACE", help="Checkpoints on a cluster: a folder all hosts share, or s3://bucket/folder."
+)
 @click.option("--address", help="A running Ray cluster, e.g. auto or ray-head:6379. [default: Ray on this machine]")
 @cli.log_level
 def command(**given: object) -> int:
     given = {option: value for option, value in given.items() if value is not None}
     settings, space = resolve(given)
     check_room(settings)
+    check_storage_path(settings)
     from study.conduct import conduct  # torch, Ray and plotly take five seconds: a typo is answered before
 
     return conduct(settings, space)
@@ -94,6 +99,23 @@ def check_room(settings: StudySettings) -> None:
         raise InputError(
             f"results_dir: {free // 10**6} MB free at {existing}; accepted: at least {MIN_FREE_BYTES // 10**6} MB"
         )
+
+
+def check_storage_path(settings: StudySettings) -> None:
+    """Raises:
+    InputError: If the place given for checkpoints cannot be written.
+    """
+    place = settings.storage_path
+    if place is None:
+        return
+    accepted = "a folder that all hosts share, or s3://bucket/folder, that can be written"
+    if stores.has_key(place):
+        raise InputError("storage_path: a URI with a key in it given; accepted: one without; keys: environment or role")
+    try:
+        stores.require_writable(settings.checkpoints)
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise InputError(f"storage_path: {place!r} given ({cause}); accepted: {accepted}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

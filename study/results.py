@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import shutil
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from scipy.stats import binomtest
 from study.front import hypervolume, non_dominated
 from study.settings import Objective, StudySettings
 from study.storage import redacted
+from trainables import stores
 from trainables.files import write_whole
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "numpy", "scikit-learn")
@@ -127,29 +127,39 @@ def weights_name(number: int) -> str:
     return f"{number:04d}.safetensors"
 
 
-def checkpoint_folder(folder: Path, number: int) -> Path:
-    return folder / "tune" / "checkpoints" / f"{number:04d}"
+def checkpoints_of(folder: Path) -> str:
+    """Where trials keep their checkpoints, unless `--storage-path` says otherwise."""
+    return str(folder / "tune" / "checkpoints")
 
 
-def sync_models(trials: list[FrozenTrial], folder: Path, ended: FrozenTrial | None = None) -> None:
+def checkpoint_name(number: int) -> str:
+    return f"{number:04d}"
+
+
+def sync_models(
+    trials: list[FrozenTrial], folder: Path, ended: FrozenTrial | None = None, checkpoints: str | None = None
+) -> None:
     """Weights for front members only, and no checkpoint of a finished trial.
 
     Follows from the storage alone, so it can be run at any time and mends what a crash left half done; with
-    `ended`, only that trial's checkpoint is looked at.
+    `ended`, only that trial's checkpoint is looked at. `checkpoints` is a path or URI.
     """
+    checkpoints = checkpoints or checkpoints_of(folder)
     models = folder / "models"
     models.mkdir(parents=True, exist_ok=True)
     wanted = {weights_name(trial.number): trial.number for trial in front_of(trials)}
     for name, number in wanted.items():
-        made = checkpoint_folder(folder, number) / "weights.safetensors"
-        if made.exists():
-            os.replace(made, models / name)
+        if not (models / name).exists():
+            made = stores.store(stores.join(checkpoints, checkpoint_name(number))).read("weights.safetensors")
+            if made is not None:
+                write_whole(models / name, made)
     for path in models.glob("*.safetensors"):
         if path.name not in wanted:
             path.unlink()
-    for trial in trials if ended is None else [ended]:
-        if trial.state.is_finished():
-            shutil.rmtree(checkpoint_folder(folder, trial.number), ignore_errors=True)
+    kept = stores.store(checkpoints)
+    finished = {checkpoint_name(trial.number) for trial in trials if trial.state.is_finished()}
+    for name in finished.intersection(kept.names() if ended is None else [checkpoint_name(ended.number)]):
+        kept.remove(name)
 
 
 def write_tables(study: Study, folder: Path) -> None:

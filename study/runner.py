@@ -15,22 +15,25 @@ import optuna
 import ray
 from optuna.exceptions import StorageInternalError
 from ray import tune
+from ray._private.state import state
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 from sqlalchemy.exc import SQLAlchemyError
 
 from study.progress import Progress
-from study.results import checkpoint_folder, short_name, sync_models, write_tables
+from study.results import checkpoint_name, short_name, sync_models, write_tables
 from study.search import StopRule, StudySearch, requeue_interrupted
 from study.settings import Objective, StudySettings
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.ray_trainable import RayTrial
+from trainables.stores import join, store
 
 logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 10  # for a cluster to accept a connection
 NODES_SECONDS = 5  # between two looks at the cluster's nodes
+DRIVER_FILE = "driver"  # beside the checkpoints
 OBJECT_STORE_BYTES = 200_000_000  # trials share no objects; Ray's default takes 30 % of the memory
 
 QUIET = {
@@ -64,12 +67,14 @@ def cluster(settings: StudySettings) -> Iterator[dict[str, float]]:
     try:
         ray.init(address=settings.address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = str(error).strip() or type(error).__name__
+        # Where versions differ, the lines after the first name them.
+        cause = " ".join(said.split()) if "ersion mismatch" in said else said.splitlines()[0]
         raise InputError(
             f"address: {settings.address!r} given ({cause}); accepted: the address of a running Ray cluster"
         ) from None
     try:
-        resources = ray.cluster_resources()
+        resources = resources_in_reach()
         for field, kind, needed in [
             ("cpus_per_trial", "CPU", settings.cpus_per_trial),
             ("gpus_per_trial", "GPU", gpus_per_trial(settings, resources)),
@@ -81,6 +86,13 @@ def cluster(settings: StudySettings) -> Iterator[dict[str, float]]:
         yield resources
     finally:
         ray.shutdown()
+
+
+def resources_in_reach() -> dict[str, float]:
+    """What the cluster has, or can have once its autoscaler has started all nodes that it may."""
+    now = ray.cluster_resources()
+    later = state.get_max_resources_from_cluster_config() or {}
+    return now | {kind: max(now.get(kind, 0.0), float(amount)) for kind, amount in later.items()}
 
 
 def require_reachable(address: str | None) -> None:
@@ -233,14 +245,14 @@ class Results:
 
     SHARE = 0.05
 
-    def __init__(self, study: optuna.Study, folder: Path, progress: Progress) -> None:
-        self.study, self.folder, self.progress = study, folder, progress
+    def __init__(self, study: optuna.Study, folder: Path, checkpoints: str, progress: Progress) -> None:
+        self.study, self.folder, self.checkpoints, self.progress = study, folder, checkpoints, progress
         self.next_tables = 0.0
 
     def told(self, number: int) -> None:
         """A trial's end is in the storage."""
         trials = self.study.get_trials(deepcopy=False)
-        sync_models(trials, self.folder, trials[number])
+        sync_models(trials, self.folder, trials[number], self.checkpoints)
         start = time.monotonic()
         if start >= self.next_tables:
             write_tables(self.study, self.folder)
@@ -281,20 +293,29 @@ def run(
         return {
             "data": settings.data.model_dump(),
             "evaluation": settings.evaluation.model_dump(),
-            "folder": str(checkpoint_folder(folder, number)),
+            "folder": join(settings.checkpoints, checkpoint_name(number)),
+            "shared": shared,
             "threads": max(1, int(settings.cpus_per_trial)),
             "epoch_timeout": settings.epoch_timeout,
         }
 
+    kept = store(settings.checkpoints)
+    shared = None
+    if settings.address:  # each worker looks for this file: a disk that is not shared would swallow checkpoints
+        kept.write(DRIVER_FILE, f"{socket.gethostname()} {os.getpid()}\n".encode())
+        shared = (settings.checkpoints, DRIVER_FILE)
+    at_once = n_concurrent(settings, resources)
+    # Tune asks for one node after the other, each after the one before has come, unless told to ask for all.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)
     stop = StopRequest(settings.timeout)
     search = StudySearch(
         study,
         configure,
         settings.trials,
-        n_concurrent(settings, resources),
+        at_once,
         settings.retries,
         worker_config,
-        Results(study, folder, progress).told,
+        Results(study, folder, settings.checkpoints, progress).told,
         objective,
         stop_rule,
     )
@@ -328,6 +349,8 @@ def run(
     finally:
         search.flush()
         requeue_interrupted(study)
+        if shared:
+            kept.remove(DRIVER_FILE)
     return "finished"
 
 

@@ -265,8 +265,8 @@ class StudySearch(Searcher):
         state, values, reason = outcome(result or {}, self.configs[trial_id].epochs, self.objective)
         if state is None and trial_id in self.stopped:
             state, reason = TrialState.PRUNED, self.stopped.pop(trial_id)
-        if (result or {}).get("full_disk"):
-            self.problem = OSError(f"no room on disk: trial {self.running[trial_id].number}: {reason}")
+        if problem := (result or {}).get("study_problem"):
+            self.problem = OSError(f"{problem}: trial {self.running[trial_id].number}: {reason}")
             state = None
         try:
             self._keep_calibration(trial_id, result or {})

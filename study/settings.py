@@ -9,12 +9,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from trainables.config import DataConfig, DatasetName, EvalConfig, Frozen, one_line, six_n_plus_two
 from trainables.errors import InputError, nearest
+from trainables.stores import is_uri, join
 
 Sampler = Literal["tpe", "nsga2", "gp", "random"]
 Objective = Literal["measured", "calibrated"]
 
 # What may differ when a study is continued; all else is the study's identity.
-RUN_SETTINGS = {"trials", "timeout", "sampler", "retries", "storage", "results_dir", "address"}
+RUN_SETTINGS = {"trials", "timeout", "sampler", "retries", "storage", "storage_path", "results_dir", "address"}
 RUN_SETTINGS |= {"concurrent", "cpus_per_trial", "gpus_per_trial", "epoch_timeout"}
 
 
@@ -42,6 +43,7 @@ class StudySettings(Frozen):
     gpus_per_trial: Annotated[float, Field(ge=0, le=64)] | None = None  # None: 1 where there are GPUs
     concurrent: PositiveInt | None = None  # None: as many as fit
     storage: str | None = None  # None: SQLite in the results folder
+    storage_path: str | None = None  # of checkpoints and weights, a path or URI; None: in the results folder
     results_dir: str = "results"
     address: str | None = None  # None: Ray on this machine
 
@@ -52,6 +54,14 @@ class StudySettings(Frozen):
     @property
     def storage_url(self) -> str:
         return self.storage or f"sqlite:///{self.folder / 'study.db'}"
+
+    @property
+    def checkpoints(self) -> str:
+        """Where trials keep checkpoints and weights: a path, or a URI."""
+        if self.storage_path is None:
+            return str(self.folder.absolute() / "tune" / "checkpoints")
+        place = self.storage_path if is_uri(self.storage_path) else os.path.abspath(self.storage_path)
+        return join(place, self.name)
 
     @property
     def data(self) -> DataConfig:

@@ -4,10 +4,10 @@ import errno
 import faulthandler
 import functools
 import logging
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from ray import tune
@@ -15,6 +15,7 @@ from ray import tune
 from trainables import data, devices
 from trainables.checkpoints import CheckpointFolder
 from trainables.config import DataConfig, EvalConfig, TrialConfig
+from trainables.stores import Unreachable, store
 from trainables.trial import Diverged, Trial
 
 logger = logging.getLogger(__name__)
@@ -24,10 +25,11 @@ class RayTrial(tune.Trainable):
     """Runs one trial; an actor runs many, one after the other.
 
     Its config has `number` (Optuna's), `trial`, `data` and `evaluation` (fields of TrialConfig,
-    DataConfig, EvalConfig), `folder` (the trial's checkpoint folder), `threads`, `epoch_timeout` (seconds
-    after which an epoch counts as hung) and `seconds_per_step`: by kind of device, then batch size, those
-    measured before for this network, norm and training. What is measured here goes along with the first
-    report as `calibration`.
+    DataConfig, EvalConfig), `folder` (the place of the trial's checkpoint, a path or URI), `shared` (a
+    place and a file that the driver wrote there; None where trials run on the driver's host), `threads`,
+    `epoch_timeout` (seconds after which an epoch counts as hung) and `seconds_per_step`: by kind of
+    device, then batch size, those measured before for this network, norm and training. What is measured
+    here goes along with the first report as `calibration`.
 
     The trial's own failures (diverged, out of memory, an exception) end it with a last result that
     says `failure`, so that Tune does not retry them. What the machine does (a killed process, a
@@ -48,10 +50,12 @@ class RayTrial(tune.Trainable):
                 self._open()
             row = self.trial.curve[-1] if self.trial.done else self._watched_epoch()
         except Exception as error:
-            reason, full_disk = failure(error)
-            logger.exception("trial %s failed: %s", self.config["number"], reason)
             self.trial = None
-            return {"done": True, "failure": reason, "full_disk": full_disk}
+            if isinstance(error, Unreachable):
+                raise  # the network's or the store's failure, not the trial's
+            reason = failure(error)
+            logger.exception("trial %s failed: %s", self.config["number"], reason)
+            return {"done": True, "failure": reason, "study_problem": study_problem(error)}
         # Epochs whose report may have died with an earlier driver go along with the first one.
         news, self.news = self.news, {}
         return {**row, "done": self.trial.done, "seconds_ahead": self.trial.seconds_ahead, **news}
@@ -60,7 +64,8 @@ class RayTrial(tune.Trainable):
         config = self.config
         torch.set_num_threads(config["threads"])
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        folder = CheckpointFolder(Path(config["folder"]))
+        require_shared(config["shared"])
+        folder = CheckpointFolder(config["folder"])
         trial = Trial(
             TrialConfig(**config["trial"]),
             load_dataset(DataConfig(**config["data"]), str(device)),
@@ -92,8 +97,7 @@ class RayTrial(tune.Trainable):
     def _train_epoch(self) -> dict[str, float]:
         row = self.trial.train_epoch()
         if self.trial.done:
-            self.folder.require_ownership()
-            self.trial.save_weights(self.folder.weights_file)
+            self.folder.save_weights(self.trial.weights())
         self.folder.save(self.trial.state_dict())
         return row
 
@@ -108,15 +112,33 @@ def watchdog(seconds: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def failure(error: Exception) -> tuple[str, bool]:
-    """Why the trial ended, in one line, and whether a full disk was the cause."""
+class NotShared(RuntimeError):
+    """This host does not see what the driver wrote."""
+
+
+def require_shared(shared: tuple[str, str] | None) -> None:
+    """Raises:
+    NotShared: If the place lies on another host's disk.
+    """
+    if shared is not None and store(shared[0]).read(shared[1]) is None:
+        raise NotShared(f"{socket.gethostname()} does not see {shared[0]} of the driver's host")
+
+
+def study_problem(error: Exception) -> str:
+    """What will fail every other trial too; empty for what is this trial's own."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no room on disk"
+    return "storage_path is needed" if isinstance(error, NotShared) else ""
+
+
+def failure(error: Exception) -> str:
+    """Why the trial ended, in one line."""
     message = (str(error).strip() or type(error).__name__).splitlines()[-1]
     if isinstance(error, Diverged):
-        return f"diverged: {message}", False
+        return f"diverged: {message}"
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        return f"out of memory: {message}", False
-    full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return f"{type(error).__name__}: {message}", full_disk
+        return f"out of memory: {message}"
+    return f"{type(error).__name__}: {message}"
 
 
 @functools.lru_cache(maxsize=1)

@@ -269,6 +269,9 @@ class Trial:
         _ = self.training_images  # crafted again here, since the seconds it takes were counted in the first epoch
 
     def save_weights(self, path: Path) -> None:
+        write_whole(path, self.weights())
+
+    def weights(self) -> bytes:
         """Weights as safetensors, with what `load_model` needs in the file's metadata."""
         metadata = {
             "config": self.config.model_dump_json(),
@@ -277,7 +280,7 @@ class Trial:
             "class_names": json.dumps(self.dataset.class_names),
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
-        write_whole(path, safetensors_bytes(tensors, metadata))
+        return safetensors_bytes(tensors, metadata)
 
 
 def build_model(config: TrialConfig, dataset: Dataset, generator: torch.Generator) -> nn.Module:

@@ -65,7 +65,7 @@ def test_tables_are_written_from_the_storage(study, tmp_path):
 
 def test_models_hold_front_members_only_and_finished_trials_leave_no_checkpoint(study, tmp_path):
     for number in range(5):
-        folder = results.checkpoint_folder(tmp_path, number)
+        folder = tmp_path / "tune" / "checkpoints" / results.checkpoint_name(number)
         folder.mkdir(parents=True)
         (folder / "weights.safetensors").write_text(str(number))
     results.sync_models(study.trials, tmp_path)

@@ -170,7 +170,7 @@ def test_a_full_disk_leaves_the_trial_to_be_resumed_and_stops_the_study(space):
     study = new_study()
     searcher, _ = new_search(study, space)
     searcher.suggest("t0")
-    searcher.on_trial_complete("t0", {"done": True, "failure": "OSError: no space", "full_disk": True})
+    searcher.on_trial_complete("t0", {"done": True, "failure": "OSError: no space", "study_problem": "no room on disk"})
     assert isinstance(searcher.problem, OSError)
     assert study.trials[0].state is TrialState.RUNNING
     with pytest.raises(OSError, match="no room"):

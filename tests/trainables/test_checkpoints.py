@@ -29,7 +29,7 @@ def test_an_attempt_whose_folder_was_cleaned_away_does_not_bring_it_back(tmp_pat
     (tmp_path / "0001" / "attempt").unlink()
     with pytest.raises(Superseded):
         folder.save({"epoch": 1})
-    assert not folder.state_file.exists()
+    assert folder.store.read("state.pt") is None
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
