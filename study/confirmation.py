@@ -16,6 +16,7 @@ confirmed.csv, a row per member, those first that were fastest:
                         seeds; empty where it has no bounds: one seed, or all seeds equal). Accuracies are fractions on
                         test images; `adversarial` is under the search's own PGD; seconds are measured training seconds
                         (calibrated ones where GPUs of several kinds trained)
+    autoattack_pgd      mean accuracy under the search's PGD on the same images as autoattack_*, to compare with it
     front_probability   that the member is on the front of all that were confirmed: resampled seeds and examples
     gates_failed        names of the gates that failed, joined by "; "; empty where all passed
     searched_adversarial, searched_seconds
@@ -198,6 +199,7 @@ def confirmed_frame(
             | {"n_examples": attrs.get("n_examples", 0)}
             | {"n_attack_examples": int(attrs["probes"]["strong.n"]) if runs else 0}
             | {key: value for name in QUANTITIES for key, value in spread(name, runs).items()}
+            | {"autoattack_pgd": fmean(run.user_attrs["probes"]["strong.pgd"] for run in runs) if runs else None}
             | {"front_probability": probability.get(number)}
             | {"gates_failed": "; ".join(gate.gate for gate in judged.get(number, []) if not gate.passed)}
             | dict(zip(("searched_adversarial", "searched_seconds"), candidate.values, strict=True))
@@ -246,9 +248,8 @@ def gates_frame(
 def printed(table: pd.DataFrame) -> Table:
     """For a terminal: means, and half the width of their intervals."""
     drawn = Table(title="Confirmed on test, fastest first", title_justify="left")
-    headings = ("trial", "role", "seeds", "seconds", "adversarial", "AutoAttack", "clean", "on front", "gates")
-    for heading in headings:
-        drawn.add_column(heading, justify="left" if heading in ("trial", "role", "gates") else "right", no_wrap=True)
+    for heading in ("trial", "seeds", "seconds", "adversarial", "AutoAttack | PGD", "clean", "on front", "gates"):
+        drawn.add_column(heading, justify="left" if heading in ("trial", "gates") else "right", no_wrap=True)
     for row in table.to_dict("records"):
         seeds = f"{row['n_seeds']}" + (f" of {row['n_seeds'] + row['n_failed']}" if row["n_failed"] else "")
         failed = row["gates_failed"].count(";") + 1 if row["gates_failed"] else 0
@@ -256,10 +257,11 @@ def printed(table: pd.DataFrame) -> Table:
         chance = "–" if pd.isna(row["front_probability"]) else f"{row['front_probability']:.2f}"
         drawn.add_row(
             f"#{row['number']} {row['name']}",
-            row["role"],
             seeds,
             cell(row, "seconds", 1),
-            *(cell(row, name, 3) for name in ("adversarial", "autoattack", "clean")),
+            cell(row, "adversarial", 3),
+            f"{row['autoattack_mean']:.3f} | {row['autoattack_pgd']:.3f}" if row["n_seeds"] else "–",
+            f"{row['clean_mean']:.3f}" if row["n_seeds"] else "–",
             chance,
             passed,
         )
@@ -287,8 +289,8 @@ def notes(
         first = complete.iloc[0]
         lines.append(
             f"± is half a 95 % Student t interval over seeds. Adversarial: PGD-{settings.attack_steps}, eps "
-            f"{settings.eps:.4g}, {first['n_examples']} test images; AutoAttack (standard) and gates: the first "
-            f"{first['n_attack_examples']} of them. On front: probability, over seeds and images."
+            f"{settings.eps:.4g}, {first['n_examples']} test images. AutoAttack (standard) beside that PGD, and gates: the "
+            f"first {first['n_attack_examples']} of them. On front: probability, over seeds and images."
         )
         at_once = settings.concurrent or 1
         lines.append(
