@@ -8,7 +8,7 @@ from functools import partial
 import optuna
 from rich.console import Console
 
-from study import report, runner, search, spaces, storage
+from study import page, runner, search, spaces, storage
 from study.lock import driver_lock
 from study.progress import Progress, front_table
 from study.results import front_hypervolume, sync_models, write_study_json, write_tables
@@ -89,7 +89,7 @@ def finish(study: optuna.Study, settings: StudySettings, console: Console, endin
     trials = study.get_trials(deepcopy=False)
     sync_models(trials, settings.folder, checkpoints=settings.checkpoints)
     write_tables(study, settings.folder)
-    report.write(study, settings.folder)
+    page.write(study, settings.folder)
     console.print(front_table(trials))
     console.print(f"hypervolume {front_hypervolume(trials):.4g} accuracy x seconds", highlight=False)
     for name in ("report.html", "front.png", "front.csv", "trials.csv", "study.json", "models/"):

@@ -1,35 +1,81 @@
+import base64
+import io
+import json
+import math
 import re
+import sqlite3
+import time
 
+import numpy as np
 import optuna
 import pytest
-from optuna.trial import TrialState
+import torch
+from optuna.trial import TrialState, create_trial
+from PIL import Image
 
-from study import report, storage
-from tests.study.test_results import add
+from study import examples, figures, importances, page, report, storage
+from tests.study import browser, synthetic
+from tests.study.test_results import CONFIG, add
+from trainables import data
+from trainables.config import EvalConfig, TrialConfig
+from trainables.trial import Trial, first_examples, load_model
 
-SETTINGS = {"name": "mine", "dataset": "digits", "eps": 0.1, "attack_steps": 10}
+SETTINGS = {"name": "mine", "dataset": "digits", "eps": 0.1, "attack_steps": 10, "trials": 4}
+CONFIRMED = """\
+number,name,role,n_seeds,n_failed,n_examples,n_attack_examples,clean_mean,clean_std,clean_low,clean_high,\
+adversarial_mean,adversarial_std,adversarial_low,adversarial_high,autoattack_mean,autoattack_std,autoattack_low,\
+autoattack_high,seconds_mean,seconds_std,seconds_low,seconds_high,front_probability,gates_failed,searched_adversarial,\
+searched_seconds
+1,fixup 8,front,5,0,297,100,0.95,0.01,0.94,0.96,0.31,0.02,0.29,0.33,0.28,0.02,0.26,0.30,5.1,0.1,5.0,5.2,0.83,,0.3,5.0
+0,Fixup <8>,"front, published",1,1,297,100,0.96,,,,0.48,,,,0.35,,,,10.2,,,,0.97,autoattack,0.5,10.0
+"""
+GATES = """\
+number,name,gate,passed,figure,threshold,unit,text
+1,fixup 8,autoattack,True,0.03,0.05,points,AutoAttack is 3 points below PGD
+0,Fixup <8>,autoattack,False,0.13,0.05,points,AutoAttack is 13 points below PGD: PGD flatters it
+"""
+
+
+def curve(*accuracies, batch_size=8):
+    return [
+        {"epoch": i, "train_seconds": 2.0 * i, "clean_accuracy": 0.9, "adversarial_accuracy": accuracy}
+        | {"n_examples": 50, "train_loss": 1.0, "batch_size": batch_size, "lr": 0.1}
+        for i, accuracy in enumerate(accuracies, start=1)
+    ]
+
+
+def add_unfinished(study, state, reason, rows):
+    attrs = {"config": CONFIG, "reason": reason, "curve": rows}
+    study.add_trial(create_trial(state=state, user_attrs=attrs))
 
 
 @pytest.fixture
 def results(tmp_path):
-    """Results folder of one study with three complete trials and a failed one."""
+    """Results folder of one study: three complete trials, one stopped early, two failed."""
     (tmp_path / "mine").mkdir()
     study = storage.open_study(storage.from_url(f"sqlite:///{tmp_path / 'mine' / 'study.db'}"), "mine")
     study.set_user_attr("settings", SETTINGS)
     add(study, 0.5, 10.0, label="Fixup <8>")
     add(study, 0.3, 5.0)
     add(study, 0.4, 12.0)
-    add(study, state=TrialState.FAIL)
+    add_unfinished(study, TrialState.PRUNED, "stopped early: no better than the front", curve(0.1, 0.2))
+    add_unfinished(study, TrialState.FAIL, "diverged: loss nan", curve(0.1, math.nan))
+    add_unfinished(study, TrialState.FAIL, "out of memory", [])
     return tmp_path
+
+
+def html(results):
+    return (results / "mine" / "report.html").read_text()
 
 
 def test_the_report_is_one_page_that_needs_no_network(results, capsys):
     assert report.main(["mine", "--results-dir", str(results)]) == 0
-    page = (results / "mine" / "report.html").read_text()
-    assert capsys.readouterr().out.strip() == str(results / "mine" / "report.html")
-    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page)
-    assert "Fixup &lt;8&gt;" in page and "3 complete, 0 stopped early, 1 failed" in page
-    assert "eps 0.1 (25.5" in page
+    assert capsys.readouterr().out.split() == [
+        str(results / "mine" / name) for name in ("report.html", "front.png", "front.svg")
+    ]
+    without_plotly = re.sub(r"<script>.*?</script>", "", html(results), flags=re.DOTALL)
+    assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?(https?:|//)", without_plotly)
+    assert "Fixup &lt;8&gt;" in without_plotly and "eps 0.1 (25.5/255)" in without_plotly
 
 
 def test_pictures_are_written_for_the_screen_and_for_paper(results):
@@ -38,11 +84,180 @@ def test_pictures_are_written_for_the_screen_and_for_paper(results):
     assert "<svg" in (results / "mine" / "front.svg").read_text()
 
 
-def test_a_study_without_a_complete_trial_has_a_report_too(tmp_path):
+def test_trials_that_did_not_end_well_stand_apart_where_their_last_evaluated_epoch_was(results):
+    trials = storage.named("mine", str(results), None).get_trials()
+    traces = {trace.name: trace for trace in figures.front(trials, "measured").data}
+    assert list(traces) == ["failed", "stopped early", "dominated", "Pareto front", "published configuration"]
+    assert (list(traces["stopped early"].x), list(traces["stopped early"].y)) == ([4.0], [0.2])
+    assert (list(traces["failed"].x), list(traces["failed"].y)) == ([2.0], [0.1])  # its last finite row
+    assert list(traces["Pareto front"].x) == [5.0, 10.0] and list(traces["dominated"].x) == [12.0]
+    assert traces["failed"].marker.symbol != traces["stopped early"].marker.symbol
+    assert "1 of them ended before one" in page.page(trials, SETTINGS, "measured", results)
+
+
+def test_intervals_are_the_wilson_intervals_of_each_trials_own_examples(results):
+    trials = storage.named("mine", str(results), None).get_trials()
+    trace = next(trace for trace in figures.front(trials, "measured").data if trace.name == "Pareto front")
+    low, high = 0.4038, 0.5962  # 50 of 100: (0.5 ± 1.96 sqrt(0.0025 + 0.000096...)) / 1.0384
+    assert trace.y[1] - trace.error_y.arrayminus[1] == pytest.approx(low, abs=1e-4)
+    assert trace.y[1] + trace.error_y.array[1] == pytest.approx(high, abs=1e-4)
+
+
+def test_hovering_shows_the_parameters():
+    study = optuna.create_study(directions=storage.DIRECTIONS)
+    distribution = optuna.distributions.FloatDistribution(0, 1)
+    attrs = {"config": CONFIG, "clean_accuracy": 0.9, "n_examples": 10, "label": "x"}
+    study.add_trial(
+        create_trial(values=[0.5, 1.0], params={"lr": 0.25}, distributions={"lr": distribution}, user_attrs=attrs)
+    )
+    assert "lr: 0.25" in figures.front(study.trials, "measured").data[0].text[0]
+
+
+def test_device_hours_count_stopped_and_failed_trials_too(results):
+    trials = storage.named("mine", str(results), None).get_trials()
+    hours = figures.hypervolume(trials)["hours"].data[0]
+    # these trials were added as they ended: no time passed but what their curves say they trained
+    assert hours.x[-1] * 3600 == pytest.approx(4.0 + 4.0, abs=0.1)
+    assert list(hours.y) == sorted(hours.y) and len(hours.y) == 6
+    assert hours.y[-1] == pytest.approx(0.5 * (12 - 10) + 0.3 * (10 - 5))
+
+
+def test_a_study_without_a_complete_trial_gets_a_page_when_it_ends(tmp_path):
     study = optuna.create_study(directions=storage.DIRECTIONS)
     study.set_user_attr("settings", SETTINGS)
-    report.write(study, tmp_path)
-    assert (tmp_path / "report.html").exists() and (tmp_path / "front.png").exists()
+    page.write(study, tmp_path)
+    assert "There is no front" in (tmp_path / "report.html").read_text() and (tmp_path / "front.png").exists()
+
+
+def test_an_unfinished_study_has_a_report_that_says_so(results, capsys):
+    study = storage.named("mine", str(results), None)
+    study.set_user_attr("settings", SETTINGS | {"trials": 9})
+    assert report.main(["mine", "--results-dir", str(results)]) == 0
+    assert "unfinished: 6 of 9 trials have ended" in capsys.readouterr().out
+    assert "6 of 9 trials have ended" in html(results)
+
+
+def test_confirmed_members_are_shown_with_each_gate_and_the_figure_behind_it(results):
+    report.main(["mine", "--results-dir", str(results)])
+    assert "Nothing is confirmed yet" in html(results)
+    (results / "mine" / "confirmed.csv").write_text(CONFIRMED)
+    (results / "mine" / "gates.csv").write_text(GATES)
+    report.main(["mine", "--results-dir", str(results)])
+    text = re.sub(r"<[^>]+>|\s+", " ", re.sub(r"<script.*?</script>", "", html(results), flags=re.DOTALL))
+    text = " ".join(text.split())
+    assert "Nothing is confirmed yet" not in text
+    assert "#1 fixup 8 front 5 0.83 5.1 [5.0, 5.2] 0.950 [0.940, 0.960] 0.310 [0.290, 0.330]" in text
+    assert "✓ all passed" in text and "✗ autoattack" in text
+    assert "✗ failed 0.13 0.05 points AutoAttack is 13 points below PGD: PGD flatters it" in text
+    assert '"confirmed: test, mean over seeds"' in html(results)
+
+
+class TestImportances:
+    @staticmethod
+    def trials(n):
+        """Accuracy follows `useful`, seconds follow `slow`, nothing follows `idle`."""
+        study = optuna.create_study(directions=storage.DIRECTIONS, sampler=optuna.samplers.RandomSampler(seed=0))
+        for _ in range(n):
+            trial = study.ask()
+            x = {name: trial.suggest_float(name, 0, 1) for name in ("useful", "slow", "idle")}
+            study.tell(trial, [x["useful"], 1 + x["slow"]])
+        return study.trials
+
+    def test_each_objective_has_its_own_and_what_is_idle_does_not_stand_out_from_chance(self):
+        found = importances.evaluate(self.trials(100))
+        assert max(found.accuracy, key=found.accuracy.get) == "useful"
+        assert max(found.seconds, key=found.seconds.get) == "slow"
+        assert sum(found.accuracy.values()) == pytest.approx(1) == sum(found.seconds.values())
+        assert found.accuracy["useful"] > found.accuracy_by_chance["useful"]
+        assert found.accuracy["idle"] <= found.accuracy_by_chance["idle"]
+
+    def test_too_few_trials_are_said_to_be_too_few(self, results):
+        assert importances.evaluate(self.trials(11)) is None
+        report.main(["mine", "--results-dir", str(results)])
+        assert "Too few trials: importances need at least 12 complete ones" in html(results)
+
+
+class TestExamples:
+    def test_where_there_are_no_weights_the_page_says_so(self, results):
+        report.main(["mine", "--results-dir", str(results)])
+        assert "None shown: the weights of the front" in html(results)
+
+    def test_where_there_are_no_images_nothing_is_downloaded(self, results):
+        (results / "mine" / "models").mkdir()
+        (results / "mine" / "models" / "0000.safetensors").touch()
+        trials = storage.named("mine", str(results), None).get_trials()
+        settings = SETTINGS | {"dataset": "cifar10", "data_dir": str(results / "nowhere")}
+        with pytest.raises(examples.Unavailable, match="the images of cifar10 are not"):
+            examples.make(trials, settings, results / "mine")
+        assert not (results / "nowhere").exists()
+
+    def test_they_stay_in_the_ball_around_validation_images_that_the_model_gets_right(self, tmp_path):
+        dataset = data.load("digits")
+        config = TrialConfig(depth=8, norm="batchnorm", seed=0)
+        (tmp_path / "models").mkdir()
+        path = tmp_path / "models" / "0000.safetensors"
+        Trial(config, dataset, EvalConfig(), torch.device("cpu")).save_weights(path)
+        study = optuna.create_study(directions=storage.DIRECTIONS)
+        attrs = {"config": config.model_dump(mode="json"), "clean_accuracy": 0.1, "n_examples": 32}
+        study.add_trial(create_trial(values=[0.1, 1.0], user_attrs=attrs))
+
+        made = examples.make(study.trials, SETTINGS, tmp_path)
+        images, labels = first_examples(dataset.validation, examples.N_ATTACKED)
+        right = (load_model(path)(images).argmax(1) == labels).nonzero()[:, 0]
+        assert 0 < len(made.shown) == min(len(right), examples.N_SHOWN)
+        for example, index in zip(made.shown, right, strict=False):
+            original, adversarial = decode(example.original), decode(example.adversarial)
+            np.testing.assert_array_equal(original, dataset.validation.images[index, 0])
+            assert 0 < np.abs(original.astype(int) - adversarial).max() <= math.ceil(0.1 * 255)
+            assert example.label == str(labels[index].item())
+
+
+def decode(uri):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+
+def test_two_thousand_trials_take_less_than_twenty_seconds_of_processor_time(tmp_path, capsys):
+    (tmp_path / "synthetic").mkdir()
+    synthetic.write(f"sqlite:///{tmp_path / 'synthetic' / 'study.db'}", 2000)
+    before = time.process_time()
+    assert report.main(["synthetic", "--results-dir", str(tmp_path)]) == 0
+    assert time.process_time() - before < 20
+    assert (tmp_path / "synthetic" / "report.html").stat().st_size < 10_000_000
+
+
+@pytest.fixture(scope="module")
+def in_browser(tmp_path_factory):
+    """The report of a made-up study with trials of every kind, and how many of them can be placed."""
+    folder = tmp_path_factory.mktemp("in_browser")
+    (folder / "synthetic").mkdir()
+    synthetic.write(f"sqlite:///{folder / 'synthetic' / 'study.db'}", 300)
+    assert report.main(["synthetic", "--results-dir", str(folder)]) == 0
+    trials = storage.named("synthetic", str(folder), None).get_trials()
+    placed = [trial for trial in trials if figures.last_point(trial, "measured")]
+    return (folder / "synthetic" / "report.html").as_uri(), len(placed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [browser.DESKTOP, browser.PHONE])
+def test_a_browser_shows_every_figure_without_an_error_in_light_and_dark_colours(in_browser, width):
+    url, n_placed = in_browser
+    with browser.chromium(width) as opened:
+        opened.get(url)
+        names = [place.get_attribute("id") for place in opened.find_elements("css selector", ".chart")]
+        assert {"front", "hypervolume-trials", "hypervolume-hours", "importances", "parallel"} <= set(names)
+        assert {"curve-adversarial_accuracy", "curve-clean_accuracy", "curve-batch_size", "curve-lr"} <= set(names)
+        colours = []
+        for dark in (False, True):
+            browser.show_colours(opened, dark)
+            for name in names:
+                assert opened.find_elements("css selector", f"#{name} .main-svg"), name
+            colours.append(opened.execute_script("return document.getElementById('front').layout.font.color"))
+            browser.screenshot(opened, browser.ARTEFACTS / f"report-{width}-{'dark' if dark else 'light'}.png")
+        assert colours == [figures.INK, figures.DARK[figures.INK]]
+        n_points = len(opened.find_elements("css selector", "#front .scatterlayer .point"))
+        assert n_points == n_placed + len(synthetic.LABELS)  # and a ring around each published one
+        assert opened.execute_script("return document.documentElement.scrollWidth") == width
+        assert browser.errors(opened) == []
 
 
 def test_an_unknown_study_is_answered_with_the_nearest(results, capsys):
@@ -50,7 +265,78 @@ def test_an_unknown_study_is_answered_with_the_nearest(results, capsys):
     assert capsys.readouterr().err == "error: name: 'mien' (did you mean 'mine'?); accepted: mine\n"
 
 
+def test_an_unknown_study_of_a_storage_is_answered_with_the_nearest_of_that_storage(results, tmp_path, capsys):
+    url = f"sqlite:///{results / 'mine' / 'study.db'}"
+    assert report.main(["mien", "--storage", url, "--results-dir", str(tmp_path / "new")]) == 2
+    assert capsys.readouterr().err == "error: name: 'mien' (did you mean 'mine'?); accepted: mine\n"
+    assert not (tmp_path / "new").exists()
+
+
 def test_where_no_study_is_that_is_said(tmp_path, capsys):
     assert report.main(["mine", "--results-dir", str(tmp_path)]) == 2
     assert "accepted: none yet" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def make(folder, settings=SETTINGS, directions=storage.DIRECTIONS):
+    (folder / "mine").mkdir()
+    study = optuna.create_study(
+        storage=f"sqlite:///{folder / 'mine' / 'study.db'}", study_name="mine", directions=directions
+    )
+    if settings:
+        study.set_user_attr("settings", settings)
+    return study
+
+
+def no_front(folder):
+    add_unfinished(make(folder), TrialState.FAIL, "diverged: loss nan", [])
+
+
+def another_programs(folder):
+    make(folder, settings=None, directions=["minimize"])
+
+
+def a_reproductions(folder):
+    make(folder, SETTINGS | {"paper": "accelat"})
+
+
+def another_version(folder):
+    make(folder)
+    with sqlite3.connect(folder / "mine" / "study.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'v0.9.0.a'")
+        database.execute("UPDATE version_info SET schema_version = 3")
+
+
+def not_a_database(folder):
+    (folder / "mine").mkdir()
+    (folder / "mine" / "study.db").write_text("hello" * 1000)
+
+
+@pytest.mark.parametrize(
+    "spoil,message",
+    [
+        (no_front, "name: 'mine' has no front (trials: 1 FAIL; diverged: loss nan)"),
+        (another_programs, "name: 'mine' was not made by study.pareto"),
+        (a_reproductions, "name: 'mine' was not made by study.pareto"),
+        (another_version, "optuna storage upgrade"),
+        (not_a_database, "file is not a database"),
+    ],
+)
+def test_a_study_that_has_no_report_is_answered_by_one_line_and_status_2(spoil, message, tmp_path, capsys):
+    spoil(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert report.main(["mine", "--results-dir", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_label_cannot_end_the_script_that_holds_it(tmp_path):
+    study = optuna.create_study(directions=storage.DIRECTIONS)
+    study.set_user_attr("settings", SETTINGS)
+    add(study, 0.5, 10.0, label="</script><b>")
+    page.write(study, tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert "</script><b>" not in text
+    data = re.search(r'id="front-data">(.*?)</script>', text, re.DOTALL).group(1)
+    assert json.loads(data)["layout"]["annotations"][0]["text"] == "</script><b>"

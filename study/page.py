@@ -1,0 +1,158 @@
+"""A study's report from its storage and folder: one page that opens offline, and the front as a picture."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from optuna.trial import FrozenTrial, TrialState
+from plotly.offline import get_plotlyjs
+
+from study import examples, figures, importances, picture
+from study.results import describe, front_hypervolume, front_of, is_complete, wilson
+from study.storage import FINISHED
+from trainables.files import write_whole
+
+N_REASONS = 20  # of stopped and failed trials that are listed
+
+Row = dict[str, object]
+
+
+def write(study: optuna.Study, folder: Path) -> None:
+    """report.html, front.png and front.svg; also of a study without a front."""
+    trials = study.get_trials(deepcopy=False)
+    settings, objective = study.user_attrs["settings"], study.user_attrs.get("objective", "measured")
+    figure = picture.front(trials, title(trials, settings), objective, attack_text(settings))
+    for suffix in ("png", "svg"):
+        write_whole(folder / f"front.{suffix}", picture.encode(figure, suffix))
+    write_whole(folder / "report.html", page(trials, settings, objective, folder).encode())
+
+
+def attack_text(settings: Row) -> str:
+    """How accuracy under attack was measured: the attack, and its radius in pixel units and steps of 1/255."""
+    eps = settings["eps"]
+    return f"PGD-{settings['attack_steps']}, eps {eps:.4g} ({eps * 255:.3g}/255)"
+
+
+def title(trials: Sequence[FrozenTrial], settings: Row) -> str:
+    n, volume = sum(is_complete(trial) for trial in trials), front_hypervolume(trials)
+    return f"{settings['name']}: {settings['dataset']}, {n} complete trials, hypervolume {volume:.4g}"
+
+
+def page(trials: Sequence[FrozenTrial], settings: Row, objective: str, folder: Path) -> str:
+    """The page, with all it needs inside: figures as JSON, plotly's script, images as data URIs."""
+    confirmed, gates = confirmation(folder)
+    found = importances.evaluate(trials)
+    try:
+        shown, why_no_examples = examples.make(trials, settings, folder), ""
+    except examples.Unavailable as reason:
+        shown, why_no_examples = None, str(reason)
+    template = Environment(
+        loader=PackageLoader("study", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("page.html.jinja")
+    return template.render(
+        settings=settings,
+        objective=objective,
+        attack=attack_text(settings),
+        states=Counter(trial.state.name for trial in trials),
+        n_ended=sum(trial.state in FINISHED for trial in trials),
+        members=member_rows(trials),
+        hypervolume=front_hypervolume(trials),
+        device_hours=sum(map(figures.device_seconds, figures.ended(trials))) / 3600,
+        n_with_bars=figures.N_WITH_BARS,
+        charts=charts(trials, objective, found, confirmed),
+        confirmed=records(confirmed),
+        gates=records(gates),
+        found=found,
+        n_fewest=importances.N_FEWEST,
+        n_shuffles=importances.N_SHUFFLES,
+        examples=shown,
+        why_no_examples=why_no_examples,
+        reasons=reasons(trials),
+        n_reasons=N_REASONS,
+        n_not_placed=sum(
+            trial.state in (TrialState.PRUNED, TrialState.FAIL) and figures.last_point(trial, objective) is None
+            for trial in trials
+        ),
+        machine=machine(folder),
+        dark=json.dumps(figures.DARK),
+        plotlyjs=get_plotlyjs(),
+    )
+
+
+def charts(
+    trials: Sequence[FrozenTrial],
+    objective: str,
+    found: importances.Importances | None,
+    confirmed: pd.DataFrame | None,
+) -> dict[str, str]:
+    """Every figure that there is something to show in, as JSON, by the name of its place on the page."""
+    if not front_of(trials):
+        return {}
+    made: dict[str, go.Figure | None] = {
+        "front": figures.front(trials, objective, confirmed),
+        "importances": figures.importances(found) if found else None,
+        "parallel": figures.parallel_coordinates(trials),
+    }
+    made |= {f"hypervolume-{over}": chart for over, chart in figures.hypervolume(trials).items()}
+    made |= {f"curve-{column}": figures.curves(trials, column, objective) for column in figures.CURVES}
+    # `</script>` in a label would end the element that holds the JSON
+    return {name: chart.to_json().replace("</", "<\\/") for name, chart in made.items() if chart is not None}
+
+
+def member_rows(trials: Sequence[FrozenTrial]) -> list[Row]:
+    """The front for its table and legend, fastest first, with the colour that stands for each in the curves."""
+    members = front_of(trials)
+    rows = []
+    for trial, colour in zip(members, figures.colours(len(members)), strict=True):
+        (accuracy, seconds), n = trial.values, trial.user_attrs["n_examples"]
+        low, high = wilson(accuracy, n)
+        row = {"number": trial.number, "name": describe(trial), "colour": colour, "seconds": seconds, "n": n}
+        row |= {"accuracy": accuracy, "low": low, "high": high, "clean": trial.user_attrs["clean_accuracy"]}
+        rows.append(row | {"config": trial.user_attrs["config"]})
+    return rows
+
+
+def reasons(trials: Sequence[FrozenTrial]) -> list[tuple[int, str, str]]:
+    """Why trials were stopped or failed, the most frequent reasons first: how many, which of the two, why."""
+    words = {TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed"}
+    counts = Counter(
+        (words[trial.state], trial.user_attrs.get("reason", "no reason was stored").removeprefix("stopped early: "))
+        for trial in trials
+        if trial.state in words
+    )
+    return [(n, state, reason) for (state, reason), n in counts.most_common()]
+
+
+def confirmation(folder: Path) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
+    """confirmed.csv and gates.csv, where there are both; study/confirmation.py says what their columns are."""
+    paths = [folder / "confirmed.csv", folder / "gates.csv"]
+    if not all(path.exists() for path in paths):
+        return None, None
+    confirmed, gates = (pd.read_csv(path) for path in paths)
+    return confirmed, gates
+
+
+def records(frame: pd.DataFrame | None) -> list[Row]:
+    """Rows of a table, None where a cell is empty."""
+    return [] if frame is None else frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
+def machine(folder: Path) -> Row:
+    """Versions and hardware from study.json; nothing where it is not in the folder, or not readable."""
+    try:
+        content = json.loads((folder / "study.json").read_text())
+        hardware = dict(content["hardware"])
+        resources = hardware.pop("ray_resources", {})
+        of_devices = {name: n for name, n in resources.items() if name in ("CPU", "GPU") or "accelerator_type" in name}
+        return content["versions"] | hardware | {f"Ray: {name}": n for name, n in of_devices.items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

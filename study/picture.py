@@ -1,0 +1,71 @@
+"""The front as a picture for a paper or a README: front.png and front.svg."""
+
+import io
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogFormatter
+from optuna.trial import FrozenTrial
+
+from study.figures import FRONT, N_WITH_BARS, OTHER, PUBLISHED, SECONDS
+from study.results import describe, front_of, is_complete, wilson
+
+
+def encode(figure: Figure, suffix: str) -> bytes:
+    """The file's content; `suffix` is one of matplotlib's formats, e.g. `png` or `svg`."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix, dpi=160)
+    return buffer.getvalue()
+
+
+def front(trials: Sequence[FrozenTrial], title: str, objective: str, attack: str) -> Figure:
+    """Adversarial accuracy with its 95 % interval over seconds (log), front and published configurations marked."""
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    members = front_of(trials)
+    numbers = {trial.number for trial in members}
+    complete = [trial for trial in trials if is_complete(trial)]
+    dominated = [trial for trial in complete if trial.number not in numbers]
+    _scatter(axes, dominated, OTHER, "dominated", bars=len(dominated) <= N_WITH_BARS, alpha=0.5)
+    _scatter(axes, members, FRONT, "Pareto front", bars=True)
+    if members:
+        accuracy, seconds = zip(*(trial.values for trial in members), strict=True)
+        axes.step(seconds, accuracy, where="post", color=FRONT, linewidth=1.2, alpha=0.7)
+    _name_published(axes, [trial for trial in complete if trial.user_attrs.get("label")])
+    if complete:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+        axes.margins(x=0.12)
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    axes.set_xlabel(f"{SECONDS[objective]} (log scale)")
+    axes.set_ylabel(f"adversarial accuracy, {attack}")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.25)
+    return figure
+
+
+def _scatter(
+    axes: Axes, trials: Sequence[FrozenTrial], colour: str, label: str, *, bars: bool, alpha: float = 1.0
+) -> None:
+    if not trials:
+        return
+    accuracy = [trial.values[0] for trial in trials]
+    low, high = zip(*(wilson(trial.values[0], trial.user_attrs["n_examples"]) for trial in trials), strict=True)
+    below = [max(0.0, a - b) for a, b in zip(accuracy, low, strict=True)]
+    above = [max(0.0, b - a) for a, b in zip(accuracy, high, strict=True)]
+    style = {"fmt": "o", "markersize": 5 if bars else 3, "elinewidth": 0.8, "color": colour, "alpha": alpha}
+    seconds = [trial.values[1] for trial in trials]
+    axes.errorbar(seconds, accuracy, yerr=[below, above] if bars else None, label=label, **style)
+
+
+def _name_published(axes: Axes, trials: Sequence[FrozenTrial]) -> None:
+    if not trials:
+        return
+    accuracy, seconds = zip(*(trial.values for trial in trials), strict=True)
+    ring = {"facecolors": "none", "edgecolors": PUBLISHED, "linewidths": 1.4, "zorder": 4}
+    axes.scatter(seconds, accuracy, s=90, label="published configuration", **ring)
+    for trial in trials:
+        place = {"xytext": (8, -12), "textcoords": "offset points", "fontsize": 8}
+        axes.annotate(describe(trial), (trial.values[1], trial.values[0]), **place)
