@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainables.cuda_graphs import Graphs
 from trainables.norms import uses_batch_statistics
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]  # model, images, labels -> adversarial images
@@ -296,6 +297,125 @@ def robust_mask(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, batch_si
             if len(index):
                 robust[index] &= classified(model, attack(model, x[index], y[index]), y[index])
     return robust
+
+
+class ContinuousPgd:
+    """Judges by `pgd` with a batch of constant size: an example that is finished leaves its slot to the next in line.
+
+    The robust examples are those of `robust_mask` with `pgd(..., drop_fooled=True)` and the same generator:
+    an example's iterates don't depend on its batch-mates. No shape depends on data, so on CUDA an iteration, which is
+    one gradient for each slot, is a graph, and only every few iterations ask whether anybody is left.
+
+    Args:
+        model: Images to logits; may be trained on between calls.
+        shape: (C, H, W) of the images.
+        capacity: How many examples can stand in line; rounded up to whole batches.
+        graphs: Captures the iteration.
+        eps: Radius in pixel units.
+        steps: Gradients per example.
+        step_size: In pixel units; None: 2.5·eps/steps.
+        norm: `linf` or `l2`.
+        batch_size: Slots.
+
+    Raises:
+        ValueError: If `eps` is negative, `norm` unknown, or an example's logits depend on its batch-mates.
+    """
+
+    POLL = 4  # iterations between two questions to the device
+
+    def __init__(
+        self,
+        model: nn.Module,
+        shape: tuple[int, int, int],
+        capacity: int,
+        graphs: Graphs,
+        *,
+        eps: float,
+        steps: int,
+        step_size: float | None = None,
+        norm: str = "linf",
+        batch_size: int,
+    ) -> None:
+        require_ball(eps, norm)
+        if uses_batch_statistics(model):
+            raise ValueError("model given that normalises by the batch; accepted: population statistics")
+        self.model, self.graphs, self.eps, self.norm = model, graphs, eps, norm
+        self.steps, self.batch_size, self.key = steps, batch_size, object()
+        self.rule = partial(ascend, eps=eps, step_size=step_size or default_step_size(eps, steps), norm=norm)
+        self.capacity = -(-capacity // batch_size) * batch_size
+
+        def empty(n: int) -> Tensor:
+            zeros = torch.zeros((n, *shape), device=graphs.device)
+            return zeros.contiguous(memory_format=torch.channels_last)
+
+        def integers(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int64, device=graphs.device)
+
+        # The line, and behind it one row that stands for nobody.
+        self.images, self.starts = empty(self.capacity + 1), empty(self.capacity + 1)
+        self.labels = integers(self.capacity + 1)
+        self.fooled = torch.zeros(self.capacity + 1, dtype=torch.bool, device=graphs.device)
+        self.n, self.next = integers(1), integers(1)  # length of the line, and who gets the next free slot
+        # The slots: who has it (`capacity`: nobody), with what perturbation, after how many steps.
+        self.example, self.delta, self.taken = integers(batch_size), empty(batch_size), integers(batch_size)
+        self.n_active = integers(1)
+
+    def robust_mask(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Which examples the model, in eval mode, classifies correctly both clean and at every iterate.
+
+        Args:
+            x: (N, C, H, W), in [0, 1].
+            y: (N,), labels.
+            generator: On the device of `x`; draws each start uniformly. None starts at `x`.
+
+        Returns:
+            (N,), bool.
+        """
+        with evaluating(self.model):
+            state = [self.fooled, self.next, self.example, self.delta, self.taken, self.n_active]
+            self.graphs.prepare(self.key, self._iterate, state)
+            robust = batched_classified(self.model, x, y, self.batch_size)
+            for index in robust.nonzero().squeeze(1).split(self.capacity):
+                robust[index] &= ~self._fooled(x[index], y[index], generator)
+        return robust
+
+    def _fooled(self, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
+        n, capacity = len(x), self.capacity
+        self.images[:n].copy_(x)
+        self.labels[:n].copy_(y)
+        for start, images in zip(self.starts[:n].split(self.batch_size), x.split(self.batch_size), strict=True):
+            start.copy_(random_start(images, self.eps, self.norm, generator))
+        self.n.fill_(n)
+        self.fooled.zero_()
+        self.next.fill_(min(n, self.batch_size))
+        self.example.fill_(capacity)
+        self.example[:n] = torch.arange(min(n, self.batch_size), device=self.example.device)
+        self.delta.copy_(self.starts[self.example])
+        self.taken.zero_()
+        self.n_active.fill_(n)
+        while self.n_active.item():
+            for _ in range(self.POLL):
+                self.graphs.run(self.key, self._iterate)
+        return self.fooled[:n].clone()
+
+    def _iterate(self) -> None:
+        """Judges every slot's image and moves it one step on, or hands the slot over."""
+        x, y = self.images[self.example], self.labels[self.example]
+        images = (x + self.delta).contiguous(memory_format=torch.channels_last)
+        grad, logits = input_gradient(self.model, images, summed_cross_entropy(y))
+        wrong = ~is_correct(logits, y)
+        self.fooled.scatter_(0, self.example, wrong)  # slots that nobody has write to nobody's row
+        active = self.example < self.capacity
+        finished = active & (wrong | (self.taken == self.steps))
+        successor = self.next + finished.cumsum(0) - 1
+        # Not torch.where, which would copy a number from the host to the device.
+        successor = successor.masked_fill(successor >= self.n, self.capacity)
+        self.next += finished.sum()
+        self.example.copy_(torch.where(finished, successor, self.example))
+        moved = torch.where(finished[:, None, None, None], self.starts[self.example], self.rule(self.delta, grad, x))
+        self.delta.copy_(moved)
+        self.taken.add_(1).masked_fill_(finished, 0)
+        self.n_active.copy_((self.example < self.capacity).sum())
 
 
 def robust_accuracy(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, batch_size: int) -> float:

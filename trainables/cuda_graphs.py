@@ -29,34 +29,36 @@ class Graphs:
     def __init__(self, device: torch.device, generators: Sequence[Generator] = (), capture: bool = True) -> None:
         self.device, self.generators = device, tuple(generators)
         self.captures = capture and device.type == "cuda"
-        self.replays: dict[Hashable, Work] = {}
+        self.prepared: set[Hashable] = set()
+        self.graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         if self.captures:
             self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def prepare(self, key: Hashable, work: Work, state: Iterable[Tensor]) -> None:
-        """Makes `key` ready to be replayed, unless it is; costs some runs of `work`, which leave nothing behind.
+        """Makes `key` ready to run, unless it is; costs some runs of `work`, which leave nothing behind.
 
         Args:
             state: All tensors that `work` changes and whose values matter.
         """
-        if key in self.replays:
+        if key in self.prepared:
             return
         with self.unchanged(state) as restore:
             if self.captures:
-                self.replays[key] = self._captured(work, restore)
+                self.graphs[key] = self._captured(work, restore)
             else:
                 work()
-                self.replays[key] = work
+        self.prepared.add(key)
 
-    def replay(self, key: Hashable) -> None:
-        """Runs the work of `key` on the current stream."""
-        self.replays[key]()
+    def run(self, key: Hashable, work: Work) -> None:
+        """Runs `work`, on the current stream: the graph that was captured for `key` where there is one."""
+        graph = self.graphs.get(key)
+        work() if graph is None else graph.replay()
 
     def unchanged(self, state: Iterable[Tensor]) -> AbstractContextManager[Callable[[], None]]:
         """Restores `state`, in place, and the generators when the body ends."""
         return unchanged(list(state), self.generators)
 
-    def _captured(self, work: Work, restore: Callable[[], None]) -> Work:
+    def _captured(self, work: Work, restore: Callable[[], None]) -> torch.cuda.CUDAGraph:
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         # One stream for warming up and capturing, since workspaces belong to streams.
@@ -71,7 +73,7 @@ class Graphs:
             with no_garbage_collection(), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 work()
         current.wait_stream(self.stream)
-        return graph.replay
+        return graph
 
 
 @contextmanager

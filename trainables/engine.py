@@ -144,7 +144,7 @@ class Trainer:
         split: Its images are uint8, or float32 in [0, 1].
         augmentation: A key of `data.AUGMENTATIONS`, applied once per pass.
         generator: On the split's device; draws order and augmentation, and what `step` draws.
-        graphs: Where steps are captured, one per batch size.
+        graphs: Captures steps, one per batch size.
         precision: `tf32`, `fp32` or `bf16`, of convolutions on CUDA; `bf16` is autocast, on any device.
     """
 
@@ -161,6 +161,7 @@ class Trainer:
     ) -> None:
         self.model, self.optimizer, self.step, self.split = model, optimizer, step, split
         self.augmentation, self.generator, self.graphs, self.precision = augmentation, generator, graphs, precision
+        self.key = object()
         self.computing = Autocast(model) if precision == "bf16" else model
         device, n = split.labels.device, len(split)
         augmented = split.images if augmentation == "none" else split.images.clone()
@@ -187,14 +188,15 @@ class Trainer:
         with self._training():
             self._begin(lrs)
             for size in sizes:
-                self.graphs.replay(("step", size))
+                self._run(size)
         return self.total / len(self.split)
 
     def prepare(self, batch_size: int) -> None:
         """Makes the steps of that batch size ready; does nothing the second time, and nothing that training notices."""
+        self._rewind()  # for the trial runs: the last pass may have ended at the last image
         with self._training():
             for size in sorted(set(self._sizes(batch_size)), reverse=True):
-                self.graphs.prepare(("step", size), partial(self._step, size), self._state())
+                self.graphs.prepare((self.key, size), partial(self._step, size), self._state())
 
     def seconds(self, batch_size: int, n_steps: int) -> float:
         """Seconds that `n_steps` steps take with their share of what each pass begins with; changes nothing."""
@@ -209,9 +211,12 @@ class Trainer:
             for number in range(n_steps):
                 if number % in_a_pass == 0:
                     self._rewind()
-                self.graphs.replay(("step", size))
+                self._run(size)
             steps += self._now()
         return steps + beginning * n_steps * size / len(self.split)
+
+    def _run(self, size: int) -> None:
+        self.graphs.run((self.key, size), partial(self._step, size))
 
     def _step(self, size: int) -> None:
         """One update on the next `size` images of the pass."""
@@ -259,33 +264,3 @@ class Trainer:
         if self.order.is_cuda:
             torch.cuda.synchronize(self.order.device)
         return time.perf_counter()
-
-
-def train_epoch(
-    model: nn.Module,
-    optimizer: Optimizer,
-    step: Callable[[nn.Module, Optimizer, Tensor, Tensor], Tensor],
-    split: Split,
-    augmentation: str,
-    batch_size: int,
-    lrs: Sequence[float],
-    generator: torch.Generator,
-) -> Tensor:
-    """One pass over `split` in random order; every example is met once, the last batch may be smaller.
-
-    Args:
-        step: One update on a batch; returns its mean loss.
-        lrs: The learning rate of each step.
-        generator: On the split's device; draws order and augmentation.
-
-    Returns:
-        Scalar, the examples' mean loss. Nothing before it waits for the device.
-    """
-    model.train()
-    images = Split(augment(split.images, augmentation, generator), split.labels)
-    order = torch.randperm(len(split), generator=generator, device=split.labels.device)
-    total = torch.zeros((), device=split.labels.device)
-    for lr, index in zip(lrs, order.split(batch_size), strict=True):
-        set_lr(optimizer, lr)
-        total += step(model, optimizer, *batch(images, index)) * len(index)
-    return total / len(split)

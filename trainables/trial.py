@@ -1,6 +1,5 @@
 """One trial: build, train epoch by epoch, evaluate, save, load."""
 
-import copy
 import json
 import logging
 import math
@@ -15,8 +14,9 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from trainables import adversarial, batch_schedules, engine, lr_schedules, probes, timing
-from trainables.attacks import accuracy, fgsm, pgd, robust_accuracy
+from trainables.attacks import ContinuousPgd, accuracy, fgsm, fraction, pgd, robust_accuracy
 from trainables.config import EvalConfig, TrialConfig
+from trainables.cuda_graphs import Graphs
 from trainables.data import Dataset, Split, to_float
 from trainables.files import write_whole
 from trainables.norms import uses_batch_statistics
@@ -47,6 +47,7 @@ class Trial:
             self.model, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
         )
         self.generator = torch.Generator(device).manual_seed(config.seed)
+        self.graphs = Graphs(device, [self.generator])
         self.train_seconds = 0.0
         self.calibrated_seconds: float | None = 0.0  # None once an epoch ran without `calibrate`
         self.seconds_per_step: dict[int, float] = {}  # with the device alone, by batch size; see `calibrate`
@@ -67,15 +68,23 @@ class Trial:
     def batch_sizes(self) -> list[int]:
         return batch_schedules.batch_sizes(self.config.batch_size_schedule, self.config.epochs, self.accuracies)
 
+    @cached_property
+    def trainer(self) -> engine.Trainer:
+        step = adversarial.step(self.config, self.generator)
+        return engine.Trainer(
+            self.model,
+            self.optimizer,
+            step,
+            *self.training_images,
+            self.generator,
+            self.graphs,
+            self.config.precision,
+        )
+
     def warm_up(self) -> None:
-        """One step at each batch size on a copy, so that first-call costs stay out of `train_seconds`."""
-        for size in sorted(set(self.batch_sizes)):
-            model, generator = copy.deepcopy(self.model), torch.Generator(self.device).manual_seed(0)
-            optimizer = engine.make_optimizer(model, momentum=0.0, nesterov=False, weight_decay=0.0)
-            step = adversarial.step(self.config, generator)
-            engine.set_lr(optimizer, 0.0)
-            step(model, optimizer, *engine.batch(self.dataset.train, torch.arange(size, device=self.device)))
-        self._synchronise()
+        """Prepares each batch size, so that first-call costs and captures stay out of `train_seconds`."""
+        for size in sorted(set(self.batch_sizes), reverse=True):  # the largest shapes the memory of all graphs
+            self.trainer.prepare(size)
 
     def calibrate(self, known: Mapping[int, float]) -> dict[int, float]:
         """Time a step at each batch size of the schedule that is not known yet; the device must be free of others.
@@ -89,26 +98,9 @@ class Trial:
         """
         sizes = [*self.batch_sizes, self.config.batch_size_schedule.largest]
         missing = [size for size in timing.grid(sizes) if size not in known]
-        measured = {size: timing.median_step(partial(self._seconds, size)) for size in missing}
+        measured = {size: timing.median_step(partial(self.trainer.seconds, size)) for size in missing}
         self.seconds_per_step = {**known, **measured}
         return measured
-
-    def _seconds(self, batch_size: int, n_steps: int) -> float:
-        """Seconds of `n_steps` (fewer where the images run out, in proportion) on a copy that learns nothing."""
-        model, generator = copy.deepcopy(self.model), torch.Generator(self.device).manual_seed(0)
-        optimizer = engine.make_optimizer(model, momentum=self.config.momentum, nesterov=False, weight_decay=0.0)
-        step, train = adversarial.step(self.config, generator), self.dataset.train
-        n = max(1, min(n_steps, len(train) // batch_size))
-        part = Split(train.images[: n * batch_size], train.labels[: n * batch_size])
-        seconds = 0.0
-        for _ in range(math.ceil(n_steps / n)):
-            self._synchronise()
-            start = time.perf_counter()
-            lrs = [0.0] * n
-            engine.train_epoch(model, optimizer, step, part, self.dataset.augmentation, batch_size, lrs, generator)
-            self._synchronise()
-            seconds += time.perf_counter() - start
-        return seconds / math.ceil(n_steps / n) / n * n_steps
 
     @property
     def seconds_ahead(self) -> float | None:
@@ -135,16 +127,10 @@ class Trial:
         n_steps = batch_schedules.steps_per_epoch(len(self.dataset.train), size)
         lrs = [schedule((epoch + i / n_steps) / config.epochs, self.accuracies, peak_lr) for i in range(n_steps)]
 
+        self.trainer.prepare(size)
+        self._synchronise()
         start = time.perf_counter()
-        loss = engine.train_epoch(
-            self.model,
-            self.optimizer,
-            adversarial.step(config, self.generator),
-            *self.training_images,
-            size,
-            lrs,
-            self.generator,
-        ).item()  # the epoch's one synchronisation
+        loss = self.trainer.train_epoch(size, lrs).item()  # the epoch's one synchronisation
         self.train_seconds += time.perf_counter() - start
         calibrated = self._calibrated([size])
         known = calibrated is not None and self.calibrated_seconds is not None
@@ -169,12 +155,18 @@ class Trial:
 
     @cached_property
     def training_images(self) -> tuple[Split, str]:
-        """What an epoch passes over and how it is augmented; `static` training crafts it once and leaves it so."""
+        """What an epoch passes over and how it is augmented.
+
+        `static` training crafts it once, which counts as training, and leaves it so.
+        """
         train, config = self.dataset.train, self.config
         if config.training != "static":
             return train, self.dataset.augmentation
         images, labels = first_examples(train, len(train))
+        start = time.perf_counter()
         crafted = self._crafted(images, labels, config.eps, config.pgd_steps, config.step_size)
+        self._synchronise()
+        self.train_seconds += time.perf_counter() - start
         return Split(crafted, labels), "none"
 
     def _crafted(self, x: Tensor, y: Tensor, eps: float, steps: int, step_size: float | None = None) -> Tensor:
@@ -187,8 +179,12 @@ class Trial:
     def _evaluate(self, last: bool) -> dict[str, float]:
         """Clean and adversarial accuracy; on validation, but for the last one of a trial that is judged on test.
 
-        FGSM training adds the accuracy under FGSM, and the last evaluation what the probes find.
+        FGSM training adds the accuracy under FGSM, and the last evaluation what the probes find. All in strict fp32.
         """
+        with engine.convolving_in("fp32"):
+            return self._measure(last)
+
+    def _measure(self, last: bool) -> dict[str, float]:
         model, evaluation = self.model, self.evaluation
         n_examples = evaluation.examples if last else evaluation.curve_examples
         use_test = last and evaluation.split == "test"
@@ -220,11 +216,29 @@ class Trial:
             if last not in self.attacked:
                 self.attacked[last] = self._crafted(x, y, evaluation.eps, evaluation.attack_steps)
             return accuracy(self.model, self.attacked[last], y, EVAL_BATCH)
+        if self.graphs.captures and not uses_batch_statistics(self.model):
+            generator = torch.Generator(self.device).manual_seed(self.config.seed)
+            return fraction(self.continuous_pgd.robust_mask(x, y, generator))
         attack = evaluation_attack(self.model, evaluation, self.config.seed)
         return robust_accuracy(self.model, x, y, attack, EVAL_BATCH)
 
+    @cached_property
+    def continuous_pgd(self) -> ContinuousPgd:
+        """On CUDA what `evaluation_attack` is elsewhere: the same starts, steps and verdicts."""
+        evaluation, dataset = self.evaluation, self.dataset
+        there_are = max(len(dataset.validation), len(dataset.test))
+        return ContinuousPgd(
+            self.model,
+            dataset.train.images.shape[1:],
+            min(max(evaluation.examples, evaluation.curve_examples), there_are),
+            self.graphs,
+            eps=evaluation.eps,
+            steps=evaluation.attack_steps,
+            batch_size=EVAL_BATCH,
+        )
+
     def _warn_of_overfitting(self) -> None:
-        """Puts a `warning` into the newest row, and the log, once FGSM training has overfitted catastrophically."""
+        """Puts a `warning` into the newest row, and the log, once training has overfitted catastrophically to FGSM."""
         under_fgsm, under_pgd = (
             [row[column] for row in self.curve] for column in ("fgsm_accuracy", "adversarial_accuracy")
         )
@@ -260,13 +274,13 @@ class Trial:
         """
         if state["config"] != self.config.model_dump_json():
             raise ValueError(f"checkpoint of another trial: {state['config']}; accepted: {self.config!r}")
+        _ = self.training_images  # crafted before the seconds are set, which include the first crafting
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        engine.load_momentum(self.optimizer, state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.train_seconds = state["train_seconds"]
         self.calibrated_seconds = state["calibrated_seconds"]
         self.curve = list(state["curve"])
-        _ = self.training_images  # crafted again here, since the seconds it takes were counted in the first epoch
 
     def save_weights(self, path: Path) -> None:
         write_whole(path, self.weights())
