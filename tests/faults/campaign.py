@@ -20,7 +20,7 @@ from tests.faults.invariants import Account, check
 ROOT = Path(__file__).parents[2]
 EPOCHS = 8
 N_TRIALS = 8
-STUDY_SECONDS = 600  # no study of this size takes as long, however often it is killed
+STUDY_SECONDS = 1800  # no study of this size takes as long, however often it is killed, and however busy the machine
 
 SPACE = f"""
 BASELINES = {{"published": {{"batch_size_schedule.size": 16, "lr_batch_ratio": 1e-3}}}}
