@@ -64,11 +64,11 @@ def resolve(searched: optuna.Study, given: dict[str, object]) -> ConfirmSettings
         InputError: If a value is not accepted, differs from the confirmation's own, or the study is no search.
     """
     name, search = searched.study_name, searched.user_attrs["settings"]
-    if not members.is_search(searched):
-        raise InputError(f"name: {name!r} is not a search; accepted: a study of study.pareto")
+    if "search" in search:
+        raise InputError(f"name: {name!r} is a confirmation; accepted: the search {search['search']!r}")
     if not search["eps"]:
         raise InputError(f"name: {name!r} attacks within eps 0; accepted: a study with an attack")
-    defaults = {field: search[field] for field in INHERITED}
+    defaults = {field: search[field] for field in INHERITED if field in search}
     defaults |= {"search": name, "name": f"{name}-confirm", "curve_examples": max(1, search["eval_examples"] // 4)}
     first = from_layers(given, None, defaults, ConfirmSettings)
     study = storage.existing(first.storage_url, first.name)

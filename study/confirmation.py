@@ -289,8 +289,8 @@ def notes(
         first = complete.iloc[0]
         lines.append(
             f"± is half a 95 % Student t interval over seeds. Adversarial: PGD-{settings.attack_steps}, eps "
-            f"{settings.eps:.4g}, {first['n_examples']} test images. AutoAttack (standard) beside that PGD, and gates: the "
-            f"first {first['n_attack_examples']} of them. On front: probability, over seeds and images."
+            f"{settings.eps:.4g}, {first['n_examples']} test images. AutoAttack (standard) beside that PGD, and gates: "
+            f"the first {first['n_attack_examples']} of them. On front: probability, over seeds and images."
         )
         at_once = settings.concurrent or 1
         lines.append(

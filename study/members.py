@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
-import optuna
 from optuna.trial import FrozenTrial
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
@@ -134,8 +133,3 @@ def members_numbered(trials: Sequence[FrozenTrial], numbers: Iterable[int]) -> l
 def fresh_seeds(search_seed: int, n: int) -> list[int]:
     """`n` seeds that no trial of the search has, nor can have if it goes on."""
     return [(search_seed + MOST_TRIALS + i) % 2**31 for i in range(n)]
-
-
-def is_search(study: optuna.Study) -> bool:
-    """Not a reproduction, whose trials are judged on test, and not a confirmation."""
-    return not {"paper", "search"} & set(study.user_attrs["settings"])

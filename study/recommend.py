@@ -1,0 +1,315 @@
+"""Name one configuration of the study NAME: which, why, how sure that is, and the command that trains it.
+
+With --max-seconds the most accurate within that time; with --min-adv-accuracy the fastest of at least that accuracy;
+with both the most accurate that satisfies both; with neither the knee of the front. What `study.confirm` measured
+counts where there is any, else the search's own figures.
+"""
+
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import optuna
+import pandas as pd
+from optuna.trial import FrozenTrial
+
+from study import cli, members, storage
+from study.front import knee, non_dominated
+from study.results import describe, flatten, front_of, weights_name, wilson
+from trainables.errors import InputError
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One configuration with what is known of it; intervals are of 95 %, NaN where there are no bounds."""
+
+    number: int
+    name: str
+    seconds: float
+    seconds_interval: tuple[float, float]
+    adversarial: float
+    adversarial_interval: tuple[float, float]
+    clean: float
+    n_examples: int
+    n_seeds: int = 1
+    autoattack: tuple[float, float, int] | None = None  # accuracy, that of PGD on the same images, how many
+    front_probability: float | None = None
+    gates_failed: str = ""
+
+    @property
+    def point(self) -> tuple[float, float]:
+        return self.adversarial, self.seconds
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A candidate, and why it was taken."""
+
+    candidate: Candidate
+    reasons: list[str]
+
+
+@click.command(name="recommend", help=__doc__)
+@click.argument("name")
+@click.option("--max-seconds", type=float, help="The most that a training may take.")
+@click.option("--min-adv-accuracy", type=cli.Fraction(), help="The least adversarial accuracy, e.g. 0.4.")
+@click.option("--results-dir", default="results", show_default=True, help="Folder of results/<name>/.")
+@click.option("--storage", "url", metavar="URL", help="Optuna storage. [default: SQLite in the results]")
+@cli.log_level
+def command(
+    name: str, max_seconds: float | None, min_adv_accuracy: float | None, results_dir: str, url: str | None
+) -> int:
+    require_limits(max_seconds, min_adv_accuracy)
+    study = storage.named(name, results_dir, url)
+    trials = study.get_trials(deepcopy=False)
+    front = front_of(trials)
+    if not front:
+        members.require_a_front(trials)
+    candidates = confirmed(Path(results_dir) / name / "confirmed.csv")
+    basis = basis_lines(study, front, candidates)
+    choice = choose(candidates or [searched(trial) for trial in front], max_seconds, min_adv_accuracy)
+    trial = trials[choice.candidate.number]
+    place = location(results_dir, url)
+    for line in lines(choice, study, trial, Path(results_dir) / name, basis, place):
+        click.echo(line)
+    return 0
+
+
+def require_limits(max_seconds: float | None, min_adv_accuracy: float | None) -> None:
+    """Raises:
+    InputError: If one of them can't be a limit.
+    """
+    if max_seconds is not None and not max_seconds > 0:
+        raise InputError(f"max_seconds: {max_seconds} given; accepted: seconds above 0")
+    if min_adv_accuracy is not None and not 0 <= min_adv_accuracy <= 1:
+        raise InputError(f"min_adv_accuracy: {min_adv_accuracy} given; accepted: a fraction from 0 to 1")
+
+
+def confirmed(path: Path) -> list[Candidate]:
+    """What `study.confirm` wrote of members that have a complete training; none where it wrote nothing.
+
+    Raises:
+        InputError: If the file is not one of its.
+    """
+    if not path.exists():
+        return []
+    try:
+        table = pd.read_csv(path, keep_default_na=True)
+        return [_from_row(row) for row in table.to_dict("records") if row["n_seeds"]]
+    except KeyError as error:
+        raise InputError(f"{path}: no column {error}; accepted: what study.confirm writes; run it again") from None
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: {error}; accepted: what study.confirm writes; run it again") from None
+
+
+def _from_row(row: dict[str, object]) -> Candidate:
+    return Candidate(
+        int(row["number"]),
+        str(row["name"]),
+        row["seconds_mean"],
+        (row["seconds_low"], row["seconds_high"]),
+        row["adversarial_mean"],
+        (row["adversarial_low"], row["adversarial_high"]),
+        row["clean_mean"],
+        int(row["n_examples"]),
+        int(row["n_seeds"]),
+        (row["autoattack_mean"], row["autoattack_pgd"], int(row["n_attack_examples"])),
+        row["front_probability"],
+        "" if pd.isna(row["gates_failed"]) else row["gates_failed"],
+    )
+
+
+def searched(trial: FrozenTrial) -> Candidate:
+    """What the search itself measured: one training, judged on validation images."""
+    accuracy, seconds = trial.values
+    n = trial.user_attrs["n_examples"]
+    none = (math.nan, math.nan)
+    clean = trial.user_attrs["clean_accuracy"]
+    return Candidate(trial.number, describe(trial), seconds, none, accuracy, wilson(accuracy, n), clean, n)
+
+
+def basis_lines(study: optuna.Study, front: Sequence[FrozenTrial], candidates: Sequence[Candidate]) -> list[str]:
+    """What the figures are, and what is missing."""
+    name, asked = study.study_name, study.user_attrs["settings"].get("trials", 0)
+    ended = storage.n_finished(study)
+    found = []
+    if candidates:
+        known = {candidate.number for candidate in candidates}
+        missing = [trial for trial in front if trial.number not in known]
+        found.append("Figures are confirmed: fresh seeds, test images.")
+        if missing:
+            numbers = ", ".join(f"#{trial.number}" for trial in missing)
+            found.append(
+                f"{len(missing)} of {len(front)} members of the front are not confirmed and were left out: {numbers}."
+            )
+    else:
+        found.append(
+            "Nothing is confirmed: figures are the search's own, one seed each on validation images, and optimistic "
+            f"because the best of {ended} trials were kept. Confirm them: python -m study.confirm {shlex.quote(name)}"
+        )
+    if ended < asked:
+        found.append(f"The search is unfinished: {ended} of {asked} trials have ended.")
+    return found
+
+
+def choose(candidates: Sequence[Candidate], max_seconds: float | None, min_adv_accuracy: float | None) -> Choice:
+    """One of the candidates.
+
+    Those that failed a gate are left out as long as others remain.
+
+    Raises:
+        InputError: If none satisfies the limits; says what would.
+    """
+    sound = [candidate for candidate in candidates if not candidate.gates_failed]
+    pool, reasons = sound or list(candidates), []
+    if sound and len(sound) < len(candidates):
+        reasons.append(
+            f"{len(candidates) - len(sound)} of {len(candidates)} candidates failed a gate and were left out."
+        )
+    elif not sound:
+        reasons.append("Every candidate failed a gate, so that none was left out for it.")
+    fitting = [
+        candidate
+        for candidate in pool
+        if (max_seconds is None or candidate.seconds <= max_seconds)
+        and (min_adv_accuracy is None or candidate.adversarial >= min_adv_accuracy)
+    ]
+    if not fitting:
+        raise InputError(nothing_fits(pool, max_seconds, min_adv_accuracy))
+    limits = limits_text(max_seconds, min_adv_accuracy)
+    if max_seconds is not None:
+        taken = max(fitting, key=lambda candidate: (candidate.adversarial, -candidate.seconds))
+        reasons.insert(0, f"It is the most accurate under attack of {of(len(fitting), len(pool))} {limits}.")
+    elif min_adv_accuracy is not None:
+        taken = min(fitting, key=lambda candidate: (candidate.seconds, -candidate.adversarial))
+        reasons.insert(0, f"It is the fastest of {of(len(fitting), len(pool))} {limits}.")
+    else:
+        taken = fitting[knee([candidate.point for candidate in fitting])]
+        reasons.insert(0, knee_text(fitting, taken))
+    reasons += doubts(taken, max_seconds, min_adv_accuracy)
+    return Choice(taken, reasons)
+
+
+def limits_text(max_seconds: float | None, min_adv_accuracy: float | None) -> str:
+    limits = []
+    if max_seconds is not None:
+        limits.append(f"of at most {max_seconds:g} seconds")
+    if min_adv_accuracy is not None:
+        limits.append(f"of at least {min_adv_accuracy:g} accuracy under attack")
+    return " and ".join(limits)
+
+
+def of(n: int, total: int) -> str:
+    return f"{n} of {total} configurations" if total > 1 else "one configuration"
+
+
+def nothing_fits(pool: Sequence[Candidate], max_seconds: float | None, min_adv_accuracy: float | None) -> str:
+    fastest = min(pool, key=lambda candidate: candidate.seconds)
+    best = max(pool, key=lambda candidate: candidate.adversarial)
+    if max_seconds is not None and fastest.seconds > max_seconds:
+        return f"max_seconds: {max_seconds:g} given; accepted: at least {fastest.seconds:.4g}, #{fastest.number}'s"
+    if min_adv_accuracy is not None and best.adversarial < min_adv_accuracy:
+        return (
+            f"min_adv_accuracy: {min_adv_accuracy:g} given; accepted: at most {best.adversarial:.4g}, #{best.number}'s"
+        )
+    enough = min(
+        (candidate for candidate in pool if candidate.adversarial >= min_adv_accuracy),
+        key=lambda candidate: candidate.seconds,
+    )
+    return (
+        f"max_seconds: {max_seconds:g} given with min_adv_accuracy {min_adv_accuracy:g}; accepted: at least "
+        f"{enough.seconds:.4g}, #{enough.number}'s"
+    )
+
+
+def knee_text(pool: Sequence[Candidate], taken: Candidate) -> str:
+    mask = non_dominated([candidate.point for candidate in pool])
+    front = [candidate for candidate, keep in zip(pool, mask, strict=True) if keep]
+    if len({candidate.point for candidate in front}) < 3:
+        return f"It is the most accurate of a front of {len(front)}: too few for a knee."
+    fastest, best = (f(front, key=lambda candidate: candidate.seconds) for f in (min, max))
+    return (
+        f"It is the knee of the front of {len(front)}: farthest above the line from the fastest (#{fastest.number}: "
+        f"{fastest.seconds:.1f} s, {fastest.adversarial:.3f}) to the most accurate (#{best.number}: "
+        f"{best.seconds:.1f} s, {best.adversarial:.3f}), seconds on a logarithmic scale."
+    )
+
+
+def doubts(taken: Candidate, max_seconds: float | None, min_adv_accuracy: float | None) -> list[str]:
+    """What speaks against relying on it."""
+    found = []
+    if max_seconds is not None and taken.seconds_interval[1] > max_seconds:
+        found.append(f"The interval of its mean seconds reaches beyond {max_seconds:g}.")
+    if min_adv_accuracy is not None and taken.adversarial_interval[0] < min_adv_accuracy:
+        found.append(f"The interval of its accuracy under attack reaches below {min_adv_accuracy:g}.")
+    if taken.gates_failed:
+        found.append(f"Gates it failed: {taken.gates_failed} (gates.csv says what that means).")
+    return found
+
+
+def lines(
+    choice: Choice, study: optuna.Study, trial: FrozenTrial, folder: Path, basis: Sequence[str], place: str
+) -> list[str]:
+    """What is printed of the choice, which `trial` of the study is."""
+    taken, settings = choice.candidate, study.user_attrs["settings"]
+    objective = study.user_attrs.get("objective", "measured")
+    seeds = f"mean of {taken.n_seeds} seed{'s' if taken.n_seeds > 1 else ''}" if taken.autoattack else "one training"
+    images = f"{taken.n_examples} {'test' if taken.autoattack else 'validation'} images"
+    interval_of = "over seeds" if taken.autoattack else "Wilson"
+    shown = [
+        f"#{taken.number} {taken.name}",
+        "",
+        row("seconds", taken.seconds, taken.seconds_interval, 1, f"{objective}, {seeds}"),
+        row(
+            "adversarial accuracy",
+            taken.adversarial,
+            taken.adversarial_interval,
+            3,
+            f"PGD-{settings['attack_steps']}, eps {settings['eps']:.4g}, {images}; 95 % interval, {interval_of}",
+        ),
+    ]
+    if taken.autoattack:
+        accuracy, pgd, n = taken.autoattack
+        note = f"standard version, first {n} test images, of which PGD leaves {pgd:.3f}"
+        shown.append(row("AutoAttack", accuracy, (math.nan, math.nan), 3, note))
+    shown.append(row("clean accuracy", taken.clean, (math.nan, math.nan), 3, images))
+    if taken.front_probability is not None:
+        note = "probability, over seeds and images"
+        shown.append(row("on the front", taken.front_probability, (math.nan, math.nan), 2, note))
+    shown += ["", *(f"Why: {reason}" if i == 0 else f"     {reason}" for i, reason in enumerate(choice.reasons))]
+    shown += [*basis, "", "Parameters:"]
+    chosen = trial.params or flatten(trial.user_attrs["config"])
+    shown += [
+        f"  {name:<28} {value:.4g}" if isinstance(value, float) else f"  {name:<28} {value}"
+        for name, value in chosen.items()
+    ]
+    weights = folder / "models" / weights_name(taken.number)
+    if weights.exists():
+        shown += ["", f"Weights of the search's own training: {weights}"]
+    name = shlex.quote(study.study_name)
+    return [*shown, "", f"Train it: python -m study.train {name} {taken.number}{place}"]
+
+
+def row(name: str, value: float, interval: tuple[float, float], digits: int, note: str) -> str:
+    bounds = "" if math.isnan(interval[0]) else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+    return f"  {name:<21}{f'{value:.{digits}f}{bounds}':<23}{note}"
+
+
+def location(results_dir: str, url: str | None) -> str:
+    """Options that lead another command to the same study; a password is left out."""
+    given = ["--results-dir", results_dir] if results_dir != "results" else []
+    given += ["--storage", storage.redacted(url)] if url else []
+    return "".join(f" {shlex.quote(part)}" for part in given)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return cli.run(command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Train the configuration of trial NUMBER of the study NAME once more, and keep the weights.
+
+Without --seed the trial's own seed is used. Accuracies are on validation images, as in the search.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import optuna
+
+from study import cli, members, storage
+from study.settings import StudySettings
+from trainables.config import TrialConfig
+from trainables.errors import InputError
+
+
+@click.command(name="train", help=__doc__)
+@click.argument("name")
+@click.argument("number", type=int)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of initialisation and batches. [default: the trial's]")
+@click.option("--out", type=click.Path(dir_okay=False), help="Weights file. [default: NAME-NUMBER.safetensors]")
+@click.option("--data-dir", help="Where the images are. [default: the study's]")
+@click.option("--results-dir", default="results", show_default=True, help="Folder of results/<name>/.")
+@click.option("--storage", "url", metavar="URL", help="Optuna storage. [default: SQLite in the results]")
+@cli.log_level
+def command(
+    name: str, number: int, seed: int | None, out: str | None, data_dir: str | None, results_dir: str, url: str | None
+) -> int:
+    study = storage.named(name, results_dir, url)
+    (member,) = members.members_numbered(study.get_trials(deepcopy=False), [number])
+    path = Path(out or f"{name}-{number:04d}.safetensors")
+    if path.exists():
+        raise InputError(f"out: {path} exists; accepted: a new file")
+    if not path.parent.is_dir():
+        raise InputError(f"out: {path} given; accepted: a file in a folder that exists")
+    stored = study.user_attrs["settings"] | ({"data_dir": data_dir} if data_dir else {})
+    settings = StudySettings(**{field: stored[field] for field in StudySettings.model_fields if field in stored})
+    return train(member.config if seed is None else member.with_seed(seed), settings, path)
+
+
+def train(config: TrialConfig, settings: StudySettings, path: Path) -> int:
+    """Train from the first epoch to the last, a line for each, and write the weights to `path`."""
+    import torch  # after the arguments are known to be good: it takes seconds
+
+    from trainables import data
+    from trainables.trial import Diverged, Trial
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dataset = data.load(settings.dataset, settings.data.data_dir, device=str(device))
+    trial = Trial(config, dataset, settings.evaluation, device)
+    trial.warm_up()
+    try:
+        while not trial.done:
+            row = trial.train_epoch()
+            click.echo(
+                f"epoch {row['epoch']} of {config.epochs}: {row['train_seconds']:.1f} s, loss {row['train_loss']:.3f}, "
+                f"clean {row['clean_accuracy']:.3f}, adversarial {row['adversarial_accuracy']:.3f}"
+            )
+    except Diverged as error:
+        click.echo(f"error: diverged: {error}", err=True)
+        return 1
+    trial.save_weights(path)
+    click.echo(path)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return cli.run(command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
