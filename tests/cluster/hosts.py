@@ -71,7 +71,7 @@ def unshared(*options: str, command: Sequence[str], log: Path) -> subprocess.Pop
             words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={"PATH": PATH}, start_new_session=True
         )
     own = os.readlink("/proc/self/ns/net")
-    wait_until(lambda: os.readlink(f"/proc/{process.pid}/ns/net") != own and inner_pid(process), 10, "a namespace")
+    wait_until(lambda: os.readlink(f"/proc/{process.pid}/ns/net") != own and inner_pid(process), 60, "a namespace")
     return process
 
 
@@ -160,7 +160,7 @@ class Host:
             ("route", "add", "default", "via", f"{SUBNET}.1"),
         ):
             call("nsenter", "--target", self.pid, "--net", "ip", *words)
-        wait_until(lambda: self.run("true").returncode == 0 and self._listens(), 20, f"sshd on {self.name}")
+        wait_until(lambda: self.run("true").returncode == 0 and self._listens(), 60, f"sshd on {self.name}")
 
     def _listens(self) -> bool:
         return self.run("bash", "-c", "</dev/tcp/127.0.0.1/22").returncode == 0
@@ -170,7 +170,7 @@ class Host:
         self.process.kill()
         self.process.wait()
         # The interface goes with the last process of its namespace, some moments later.
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while os.path.exists(f"/proc/{self.pid}") and time.monotonic() < end:
             time.sleep(0.05)
 

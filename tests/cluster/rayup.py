@@ -53,15 +53,15 @@ class Cluster:
 
     def up(self) -> None:
         """`ray up` as a user types it, and the tunnel to the dashboard."""
-        up = self.laptop.run(RAY, "up", "--yes", self.config_file, cwd=ROOT, timeout=300, **TOKEN)
+        up = self.laptop.run(RAY, "up", "--yes", self.config_file, cwd=ROOT, timeout=400, **TOKEN)
         assert up.returncode == 0, up.stdout + up.stderr
         if self.forward is not None:
             stop(self.forward)
         log = self.laptop.folder / "dashboard.log"
         self.forward = self.laptop.start(RAY, "dashboard", self.config_file, log=log, **TOKEN)
-        wait_until(lambda: self.jobs("list").returncode == 0, 90, "the head's job server")
+        wait_until(lambda: self.jobs("list").returncode == 0, 180, "the head's job server")
 
-    def wait_for_workers(self, n: int, seconds: float = 120) -> None:
+    def wait_for_workers(self, n: int, seconds: float = 300) -> None:
         wait_until(lambda: self.n_workers() == n, seconds, f"{n} workers")
 
     def n_workers(self) -> int:

@@ -15,13 +15,13 @@ from tests.faults.campaign import EPOCHS, SPACE
 from tests.faults.invariants import Account, check, open_study, read_log
 from trainables.trial import load_model
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1000)]
 
 N_TRIALS = 4
 
 
 def wait_until_ended(cluster: Cluster, job: str) -> None:
-    wait_until(lambda: cluster.state(job) not in ("PENDING", "RUNNING"), 240, "the end of the study")
+    wait_until(lambda: cluster.state(job) not in ("PENDING", "RUNNING"), 400, "the end of the study")
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Submitted:
             last = {number: epoch for number, event, epoch in read_log(self.log) if event == "epoch"}
             return sum(2 <= epoch <= EPOCHS - 3 for epoch in last.values()) == 2
 
-        wait_until(both, 120, "a trial on each worker")
+        wait_until(both, 240, "a trial on each worker")
 
     def wait_until_finished(self) -> Account:
         wait_until_ended(self.cluster, self.job)
