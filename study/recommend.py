@@ -69,13 +69,17 @@ def command(
     front = front_of(trials)
     if not front:
         members.require_a_front(trials)
-    candidates = confirmed(Path(results_dir) / name / "confirmed.csv")
-    basis = basis_lines(study, front, candidates)
+    table = Path(results_dir) / name / "confirmed.csv"
+    candidates = confirmed(table)
+    if any(candidate.number >= len(trials) for candidate in candidates):
+        raise InputError(f"{table}: trials that {name!r} has not; accepted: what study.confirm wrote of this study")
     choice = choose(candidates or [searched(trial) for trial in front], max_seconds, min_adv_accuracy)
     trial = trials[choice.candidate.number]
     place = location(results_dir, url)
-    for line in lines(choice, study, trial, Path(results_dir) / name, basis, place):
+    basis = basis_lines(study, front, candidates, shlex.quote(name) + place)
+    for line in lines(choice, study, trial, table.parent, basis):
         click.echo(line)
+    click.echo(f"\nTrain it: python -m study.train {shlex.quote(name)} {trial.number}{place}")
     return 0
 
 
@@ -132,10 +136,11 @@ def searched(trial: FrozenTrial) -> Candidate:
     return Candidate(trial.number, describe(trial), seconds, none, accuracy, wilson(accuracy, n), clean, n)
 
 
-def basis_lines(study: optuna.Study, front: Sequence[FrozenTrial], candidates: Sequence[Candidate]) -> list[str]:
-    """What the figures are, and what is missing."""
-    name, asked = study.study_name, study.user_attrs["settings"].get("trials", 0)
-    ended = storage.n_finished(study)
+def basis_lines(
+    study: optuna.Study, front: Sequence[FrozenTrial], candidates: Sequence[Candidate], this: str
+) -> list[str]:
+    """What the figures are, and what is missing; `this` is the study in a command."""
+    asked, ended = study.user_attrs["settings"].get("trials", 0), storage.n_finished(study)
     found = []
     if candidates:
         known = {candidate.number for candidate in candidates}
@@ -149,7 +154,7 @@ def basis_lines(study: optuna.Study, front: Sequence[FrozenTrial], candidates: S
     else:
         found.append(
             "Nothing is confirmed: figures are the search's own, one seed each on validation images, and optimistic "
-            f"because the best of {ended} trials were kept. Confirm them: python -m study.confirm {shlex.quote(name)}"
+            f"because the best of {ended} trials were kept. Confirm them: python -m study.confirm {this}"
         )
     if ended < asked:
         found.append(f"The search is unfinished: {ended} of {asked} trials have ended.")
@@ -251,9 +256,7 @@ def doubts(taken: Candidate, max_seconds: float | None, min_adv_accuracy: float 
     return found
 
 
-def lines(
-    choice: Choice, study: optuna.Study, trial: FrozenTrial, folder: Path, basis: Sequence[str], place: str
-) -> list[str]:
+def lines(choice: Choice, study: optuna.Study, trial: FrozenTrial, folder: Path, basis: Sequence[str]) -> list[str]:
     """What is printed of the choice, which `trial` of the study is."""
     taken, settings = choice.candidate, study.user_attrs["settings"]
     objective = study.user_attrs.get("objective", "measured")
@@ -290,8 +293,7 @@ def lines(
     weights = folder / "models" / weights_name(taken.number)
     if weights.exists():
         shown += ["", f"Weights of the search's own training: {weights}"]
-    name = shlex.quote(study.study_name)
-    return [*shown, "", f"Train it: python -m study.train {name} {taken.number}{place}"]
+    return shown
 
 
 def row(name: str, value: float, interval: tuple[float, float], digits: int, note: str) -> str:
