@@ -1,0 +1,806 @@
+"""The training engine beside plain torch on one GPU: steps, packing, evaluation, precision.
+
+Command: python -m benchmarks.engine --out FILE [--data FOLDER]; `--smoke` runs a shrunken form on the CPU.
+Measured: nothing yet on a GPU. Hardware and versions: those of the run; both are in its JSON.
+Needs torch, torchvision and numpy; torchattacks is used where it is installed. At most ten minutes: each section has
+its own seconds and process, and is written to FILE as it goes, so one that fails or runs late costs only its own rest.
+
+Sections and sample sizes:
+  ceilings    copy bandwidth, matrix products, seconds per node of a graph: what the floor is computed from
+  steps       ms per step and images/s: batch 8, 32, 128, 512 x BatchNorm, Fixup x natural, PGD-7 training of
+              (a) a public-style script (benchmarks/plain_loop.py), (b) the same with channels_last and autocast,
+              (c) this engine in TF32, and (c) in bf16, and (c) without graphs; the median of three timings each;
+              capture seconds; the floor of (c)
+  tuning      capture seconds and ms per step with and without cuDNN timing its kernels
+  packing     trials per hour of 1, 2, 4, 8 processes on the GPU, without and with CUDA MPS, and of as many trials on
+              streams of one process
+  evaluation  PGD-20 of 5,000 images by continuous batching, beside torchattacks' PGD; robust accuracy of both
+  parity      five seeds of FGSM training in fp32, TF32 and bf16: differences of clean and PGD-10 accuracy and their
+              95 % intervals. Without --data on made-up images, which says little.
+
+The floor of a step, in seconds: max(FLOPs / FLOP/s, bytes / (bytes/s), kernels x seconds per graph node), with the
+FLOPs that torch counts, the bytes of every convolution reading its operands and writing its result once and nothing
+else touching memory, the kernels that one eager step launches, and the ceilings measured in the same run.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from benchmarks import plain_loop
+from trainables import adversarial, cuda_graphs, data, engine
+from trainables.attacks import ContinuousPgd, accuracy, classified, evaluating
+from trainables.cuda_graphs import Graphs
+from trainables.data import Split
+from trainables.errors import InputError
+from trainables.files import write_whole
+from trainables.resnet import resnet
+
+EPS, STEP_SIZE = 8 / 255, 2 / 255
+T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t by number of pairs
+
+Row = dict[str, object]
+Say = Callable[[Row], None]  # keeps a row of a section
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The size of a run; `SMOKE` is the shrunken one."""
+
+    device: str = "cuda"
+    data: str | None = None
+    depth: int = 56
+    image_size: int = 32
+    n_train: int = 40_000
+    n_held_out: int = 5_000
+    batch_sizes: tuple[int, ...] = (8, 128, 32, 512)  # the most telling first
+    norms: tuple[str, ...] = ("batchnorm", "fixup")
+    trainings: tuple[str, ...] = ("natural", "pgd")
+    pgd_steps: int = 7
+    attack_steps: int = 20
+    evaluation_batch: int = 512
+    n_workers: int = 8
+    timing_seconds: float = 0.25  # of each of three timings
+    packed: tuple[int, ...] = (1, 2, 4, 8)
+    packing_seconds: float = 1.5
+    packing_batches: tuple[int, ...] = (8, 128)
+    trial_epochs: int = 10  # of the trial that "trials per hour" counts
+    seeds: int = 5
+    parity_epochs: int = 3
+    matrix: int = 8192
+    copied: int = 2**30  # floats
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.device)
+
+
+SMOKE = Settings(
+    device="cpu",
+    depth=8,
+    image_size=8,
+    n_train=64,
+    n_held_out=40,
+    batch_sizes=(4,),
+    pgd_steps=1,
+    attack_steps=2,
+    evaluation_batch=16,
+    n_workers=0,
+    timing_seconds=0.0,
+    packed=(1, 2),
+    packing_seconds=0.2,
+    packing_batches=(4,),
+    trial_epochs=1,
+    seeds=2,
+    parity_epochs=1,
+    matrix=64,
+    copied=2**10,
+)
+
+
+# Images and models
+
+
+def images(settings: Settings) -> tuple[Split, Split]:
+    """Images to train on and others to judge by: those of --data, some of train/ held out, or made-up ones."""
+    generator = torch.Generator().manual_seed(0)
+    n = settings.n_train + settings.n_held_out
+    if settings.data is not None:
+        source = data.imagefolder(settings.data)
+        chosen = torch.randperm(len(source.labels), generator=generator)
+        pixels, labels = torch.from_numpy(source.images)[chosen], torch.from_numpy(source.labels)[chosen]
+        n = min(n, len(labels))
+    else:
+        labels = torch.randint(10, (n,), generator=generator)
+        shape = (3, settings.image_size, settings.image_size)
+        classes = torch.rand(10, *shape, generator=generator)
+        noise = torch.rand(n, *shape, generator=generator)
+        pixels = ((0.25 * classes[labels] + 0.75 * noise) * 255).byte()
+    cut = n - settings.n_held_out
+    parts = ((pixels[:cut], labels[:cut]), (pixels[cut:n], labels[cut:n]))
+    train, held_out = (Split(*(part.to(settings.torch_device) for part in pair)) for pair in parts)
+    return train, held_out
+
+
+def network(settings: Settings, norm: str, seed: int = 0) -> nn.Module:
+    model = resnet(settings.depth, 10, 3, norm, generator=torch.Generator().manual_seed(seed))
+    return model.to(settings.torch_device)
+
+
+def recipe(settings: Settings, training: str, largest: int) -> SimpleNamespace:
+    """What `adversarial.step` reads of a TrialConfig, which would need pydantic."""
+    schedule = SimpleNamespace(largest=largest)
+    return SimpleNamespace(
+        training=training, eps=EPS, pgd_steps=settings.pgd_steps, step_size=None, batch_size_schedule=schedule
+    )
+
+
+def make_trainer(
+    settings: Settings,
+    split: Split,
+    norm: str,
+    training: str,
+    batch_size: int,
+    precision: str = "tf32",
+    capture: bool = True,
+    seed: int = 0,
+) -> engine.Trainer:
+    device = settings.torch_device
+    model = network(settings, norm, seed).to(memory_format=torch.channels_last)
+    optimizer = engine.make_optimizer(model, momentum=0.9, nesterov=False, weight_decay=5e-4)
+    generator = torch.Generator(device).manual_seed(seed)
+    step = adversarial.step(recipe(settings, training, batch_size), generator)
+    graphs = Graphs(device, [generator], capture)
+    return engine.Trainer(model, optimizer, step, split, "crop_flip", generator, graphs, precision)
+
+
+# Timing
+
+
+def now(settings: Settings) -> float:
+    """After all that was asked of the device is done."""
+    if settings.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds_per_call(settings: Settings, run: Callable[[int], float]) -> float:
+    """The median of three timings of about `timing_seconds`; `run` makes n calls and returns their seconds."""
+    run(1)
+    once = run(2) / 2
+    n = max(2, math.ceil(settings.timing_seconds / once))
+    return statistics.median(run(n) / n for _ in range(3))
+
+
+def timed(settings: Settings, call: Callable[[], object]) -> Callable[[int], float]:
+    def run(n: int) -> float:
+        start = now(settings)
+        for _ in range(n):
+            call()
+        return now(settings) - start
+
+    return run
+
+
+# Sections
+
+
+def ceilings(settings: Settings, say: Say) -> None:
+    device, n = settings.torch_device, settings.matrix
+    pair = torch.empty(2, settings.copied, device=device)
+    seconds = seconds_per_call(settings, timed(settings, lambda: pair[0].copy_(pair[1])))
+    say({"what": "copy", "bytes_per_second": pair.numel() * pair.element_size() / seconds})
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    for name, dtype, precision in (
+        ("fp32", torch.float32, "ieee"),
+        ("tf32", torch.float32, "tf32"),
+        ("bf16", torch.bfloat16, "ieee"),
+    ):
+        products.fp32_precision = precision
+        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+        seconds = seconds_per_call(settings, timed(settings, lambda a=a, b=b: a @ b))
+        say({"what": "matrix product", "precision": name, "flop_per_second": 2 * n**3 / seconds})
+    products.fp32_precision = before
+    x, n_nodes = torch.zeros(1, device=device), 1000
+
+    def nodes() -> None:
+        for _ in range(n_nodes):
+            x.add_(1)
+
+    for name, capture in (("graph node", True), ("eager launch", False)):
+        graphs = Graphs(device, capture=capture)
+        graphs.prepare("nodes", nodes, [x])
+        run = timed(settings, lambda graphs=graphs: graphs.run("nodes", nodes))
+        say({"what": name, "seconds": seconds_per_call(settings, run) / n_nodes, "captured": graphs.captures})
+
+
+def steps(settings: Settings, say: Say) -> None:
+    train, _ = images(settings)
+    for size in settings.batch_sizes:
+        cells = [(norm, training) for norm in settings.norms for training in settings.trainings]
+        # The plain loops of all cells come first: their loader's threads use the device and would disturb captures.
+        batches = plain_loop.batches(train, size, settings.n_workers, settings.torch_device)
+        for norm, training in cells:
+            for variant, seconds in plain_seconds(settings, batches, norm, training):
+                say(step_row(size, norm, training, variant, seconds))
+        batches.close()
+        for norm, training in cells:
+            for variant, how in VARIANTS.items():
+                if variant == "engine without graphs" and (norm, training) != cells[0]:
+                    continue
+                seconds, more = engine_seconds(settings, train, size, norm, training, how, variant == "engine")
+                say(step_row(size, norm, training, variant, seconds) | more)
+
+
+VARIANTS = {
+    "engine": {},
+    "engine bf16": {"precision": "bf16"},
+    "engine without graphs": {"capture": False},
+}
+
+
+def step_row(size: int, norm: str, training: str, variant: str, seconds: float) -> Row:
+    row: Row = {"batch_size": size, "norm": norm, "training": training, "variant": variant}
+    return row | {"ms_per_step": 1000 * seconds, "images_per_second": size / seconds}
+
+
+def plain_seconds(settings: Settings, batches: Iterator, norm: str, training: str) -> Iterator[tuple[str, float]]:
+    attack = None
+    if training == "pgd":
+        attack = plain_loop.pgd_by_backward(EPS, 2.5 * EPS / settings.pgd_steps, settings.pgd_steps)
+    for variant, fast in (("plain", False), ("plain, channels_last and autocast", True)):
+        loop = plain_loop.Loop(network(settings, norm), fast, attack)
+        run = timed(settings, lambda loop=loop: loop.step(*next(batches)))
+        yield variant, seconds_per_call(settings, run)
+
+
+def engine_seconds(
+    settings: Settings, train: Split, size: int, norm: str, training: str, how: dict, count: bool
+) -> tuple[float, Row]:
+    """Seconds per step, and what preparing took; with `count` also what the floor is computed from."""
+    trainer = make_trainer(settings, train, norm, training, size, **how)
+    row = work(settings, trainer, size) if count else {}
+    start = now(settings)
+    trainer.prepare(size)
+    row |= {"prepare_seconds": now(settings) - start, "captured": bool(trainer.graphs.graphs)}
+    seconds = seconds_per_call(settings, lambda n: trainer.seconds(size, n))
+    return seconds, row | peak_memory(settings)
+
+
+def peak_memory(settings: Settings) -> Row:
+    if settings.device != "cuda":
+        return {}
+    peak = torch.cuda.max_memory_allocated() / 2**20
+    torch.cuda.reset_peak_memory_stats()
+    return {"peak_mib": peak}
+
+
+class Operands(TorchDispatchMode):
+    """Counts FLOPs as torch's FlopCounterMode does, operations that are no views, and the bytes of convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = self.bytes = self.n = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204 (torch's own signature)
+        out = func(*args, **(kwargs or {}))
+        self.n += not func.is_view
+        if func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
+        if "convolution" in str(func):
+            tensors = [leaf for leaf in tree_leaves((args, out)) if isinstance(leaf, Tensor)]
+            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return out
+
+
+def work(settings: Settings, trainer: engine.Trainer, batch_size: int) -> Row:
+    """FLOPs, least bytes and kernels of one eager step, which changes nothing."""
+
+    def once() -> None:
+        trainer._rewind()
+        trainer._step(batch_size)
+
+    with trainer.graphs.unchanged(trainer._state()), trainer._training():
+        with Operands() as operands:
+            once()
+        kernels, counted_by = operands.n, "operations dispatched"
+        if settings.device == "cuda":
+            with contextlib.suppress(Exception):  # no profiler in some containers
+                kernels, counted_by = profiled_kernels(once) or kernels, "profiler"
+    return {
+        "flops": operands.flops,
+        "least_bytes": operands.bytes,
+        "kernels": kernels,
+        "kernels_counted_by": counted_by,
+    }
+
+
+def profiled_kernels(call: Callable[[], None]) -> int:
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.device_type == DeviceType.CUDA for event in profiler.events())
+
+
+def tuning(settings: Settings, say: Say) -> None:
+    train, _ = images(settings)
+    tuned = cuda_graphs.fastest_convolutions
+    for size in settings.packing_batches:
+        for name, context in (("timed", tuned), ("heuristic", contextlib.nullcontext)):
+            cuda_graphs.fastest_convolutions = context
+            trainer = make_trainer(settings, train, "batchnorm", "natural", size)
+            start = now(settings)
+            trainer.prepare(size)
+            prepared = now(settings) - start
+            seconds = seconds_per_call(settings, lambda n, trainer=trainer, size=size: trainer.seconds(size, n))
+            say({"batch_size": size, "kernels": name, "prepare_seconds": prepared, "ms_per_step": 1000 * seconds})
+    cuda_graphs.fastest_convolutions = tuned
+
+
+def packing(settings: Settings, say: Say) -> None:
+    for how in ("processes", "processes with MPS"):
+        with mps(settings) if how.endswith("MPS") else contextlib.nullcontext("") as refusal:
+            if refusal:
+                say({"how": how, "not_measured": refusal})
+                continue
+            for row in packed_processes(settings):
+                say({"how": how, **row})
+    if settings.device == "cuda":
+        for row in packed_streams(settings):
+            say({"how": "streams of one process", **row})
+
+
+def trials_per_hour(settings: Settings, size: int, steps_per_second: float) -> float:
+    """Of trials of `trial_epochs` epochs of training, without what comes before, between and after."""
+    return 3600 * steps_per_second / (settings.trial_epochs * math.ceil(settings.n_train / size))
+
+
+def packed_processes(settings: Settings) -> Iterator[Row]:
+    """All processes prepare first; then as many as are asked for run at a time, the others idle."""
+    context = torch.multiprocessing.get_context("spawn")
+    most = max(settings.packed)
+    pipes = [context.Pipe() for _ in range(most)]
+    barriers = {k: context.Barrier(k) for k in settings.packed}
+    workers = [context.Process(target=pack, args=(settings, theirs, barriers), daemon=True) for _, theirs in pipes]
+    for worker in workers:
+        worker.start()
+    try:
+        for ours, _ in pipes:
+            receive(ours, "ready")
+        for size in settings.packing_batches:
+            for k in settings.packed:
+                for ours, _ in pipes[:k]:
+                    ours.send((size, k))
+                rates = [receive(ours) for ours, _ in pipes[:k]]
+                yield packed_row(settings, size, k, sum(rates))
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+
+
+def packed_row(settings: Settings, size: int, k: int, steps_per_second: float) -> Row:
+    per_hour = trials_per_hour(settings, size, steps_per_second)
+    return {"batch_size": size, "trials": k, "steps_per_second": steps_per_second, "trials_per_hour": per_hour}
+
+
+def receive(pipe, expected: object = None) -> object:  # noqa: ANN001 (multiprocessing's type has no public name)
+    """Raises:
+    RuntimeError: If the other side ended instead.
+    """
+    try:
+        if pipe.poll(120):
+            return pipe.recv()
+    except EOFError:
+        pass
+    raise RuntimeError(f"a packed process ended or hung before it said {expected or 'its rate'}")
+
+
+def pack(settings: Settings, pipe, barriers: dict) -> None:  # noqa: ANN001
+    """One packed process: steps for some seconds whenever it is asked to, and says how many it made per second."""
+    torch.set_num_threads(1)
+    train, _ = images(settings)
+    trainers = {size: make_trainer(settings, train, "batchnorm", "natural", size) for size in settings.packing_batches}
+    for size, trainer in trainers.items():
+        trainer.prepare(size)
+    pipe.send("ready")
+    while True:
+        size, k = pipe.recv()
+        barriers[k].wait()
+        pipe.send(steps_per_second(settings, [trainers[size]], size))
+
+
+def steps_per_second(settings: Settings, trainers: list[engine.Trainer], size: int) -> float:
+    """Of all together, in turn, each on a stream of its own where there is more than one; they learn nothing."""
+    cuda = settings.device == "cuda" and len(trainers) > 1
+    streams = [torch.cuda.stream(torch.cuda.Stream()) if cuda else contextlib.nullcontext() for _ in trainers]
+    in_a_pass = max(1, len(trainers[0].split) // size)
+    n, start = 0, now(settings)
+    while time.perf_counter() - start < settings.packing_seconds:
+        for trainer, stream in zip(trainers, streams, strict=True):
+            with stream, trainer._training():
+                if n % in_a_pass == 0:
+                    trainer._rewind()
+                trainer._run(size)
+        n += 1
+        if n % 100 == 0:
+            now(settings)  # so that the host doesn't run ahead of the clock
+    return len(trainers) * n / (now(settings) - start)
+
+
+@contextlib.contextmanager
+def mps(settings: Settings) -> Iterator[str]:
+    """An MPS daemon of one's own, for processes started inside; yields why there is none, or nothing."""
+    if settings.device != "cuda":
+        yield "no CUDA device"
+        return
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        places = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        before = {name: os.environ.get(name) for name in places}
+        os.environ.update(places)
+        control = ["nvidia-cuda-mps-control"]
+        try:
+            refusal = ""
+            try:
+                silent = {
+                    "stdout": subprocess.DEVNULL,
+                    "stderr": subprocess.DEVNULL,
+                }  # the daemon keeps what it is given
+                subprocess.run([*control, "-d"], check=True, timeout=20, **silent)
+            except (OSError, subprocess.SubprocessError) as error:
+                refusal = f"nvidia-cuda-mps-control: {error}"
+            yield refusal
+            if not refusal:
+                with contextlib.suppress(subprocess.SubprocessError):
+                    subprocess.run(control, input=b"quit\n", timeout=30, **silent)
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def packed_streams(settings: Settings) -> Iterator[Row]:
+    """Trials of one process, each on its own stream, fed in turn by one thread."""
+    train, _ = images(settings)
+    for size in settings.packing_batches:
+        trainers = [
+            make_trainer(settings, train, "batchnorm", "natural", size, seed=seed)
+            for seed in range(max(settings.packed))
+        ]
+        for trainer in trainers:
+            trainer.prepare(size)
+        for k in settings.packed:
+            yield packed_row(settings, size, k, steps_per_second(settings, trainers[:k], size))
+        del trainers, trainer  # all graphs of a stream go before the stream is used again
+
+
+def trained(settings: Settings, train: Split, precision: str, seed: int) -> engine.Trainer:
+    """FGSM training in batches of 128, its rate falling in a line from 0.1 to 0."""
+    size = min(128, len(train))
+    trainer = make_trainer(settings, train, "batchnorm", "fgsm", size, precision, seed=seed)
+    in_a_pass = math.ceil(len(train) / size)
+    n = settings.parity_epochs * in_a_pass
+    for epoch in range(settings.parity_epochs):
+        trainer.train_epoch(size, [0.1 * (1 - (epoch * in_a_pass + i) / n) for i in range(in_a_pass)])
+    return trainer
+
+
+def judged(settings: Settings, model: nn.Module, held_out: Split, n_steps: int) -> ContinuousPgd:
+    shape, graphs = tuple(held_out.images.shape[1:]), Graphs(settings.torch_device)
+    rule = {"eps": EPS, "steps": n_steps, "step_size": STEP_SIZE, "batch_size": settings.evaluation_batch}
+    return ContinuousPgd(model, shape, len(held_out), graphs, **rule)
+
+
+def evaluation(settings: Settings, say: Say) -> None:
+    train, held_out = images(settings)
+    device, size = settings.torch_device, settings.evaluation_batch
+    model = trained(settings, train, "tf32", 0).model.eval()
+    x = data.to_float(held_out.images).contiguous(memory_format=torch.channels_last)
+    y = held_out.labels
+    torch.manual_seed(0)
+    try:
+        import torchattacks
+
+        theirs, whose = torchattacks.PGD(model, eps=EPS, alpha=STEP_SIZE, steps=settings.attack_steps), "torchattacks"
+    except ImportError:
+        theirs = plain_loop.pgd_as_torchattacks(model, EPS, STEP_SIZE, settings.attack_steps)
+        whose = "torchattacks' loop, written out: it is not installed"
+
+    def by_torchattacks() -> Tensor:
+        parts = zip(x.split(size), y.split(size), strict=True)
+        pieces = [classified(model, images, y) & classified(model, theirs(images, y), y) for images, y in parts]
+        return torch.cat(pieces)
+
+    def compare(name: str, find: Callable[[], Tensor], **more: object) -> None:
+        find()
+        start = now(settings)
+        robust = find()
+        robust_accuracy = robust.float().mean().item()
+        seconds = now(settings) - start
+        say({"how": name, "seconds": seconds, "robust_accuracy": robust_accuracy, "n": len(y), **more})
+
+    ours = judged(settings, model, held_out, settings.attack_steps)
+    with evaluating(model):
+        for precision in ("tf32", "fp32"):
+            with engine.convolving_in(precision):
+                compare(f"{whose}, {precision}", by_torchattacks)
+        with engine.convolving_in("fp32"):
+            generator = torch.Generator(device).manual_seed(0)
+            start = now(settings)
+            ours.robust_mask(x[:size], y[:size], generator)
+            prepared = now(settings) - start
+            compare("continuous batching, fp32", lambda: ours.robust_mask(x, y, generator), prepare_seconds=prepared)
+            say({"how": "clean", "accuracy": accuracy(model, x, y, size)})
+
+
+def parity(settings: Settings, say: Say) -> None:
+    train, held_out = images(settings)
+    held_out = Split(held_out.images[:2000], held_out.labels[:2000])
+    x = data.to_float(held_out.images).contiguous(memory_format=torch.channels_last)
+    found: dict[str, dict[str, list[float]]] = {}
+    for seed in range(settings.seeds):  # seeds outside, so that a run cut short has whole pairs
+        for precision in ("fp32", "tf32", "bf16"):
+            start = now(settings)
+            model = trained(settings, train, precision, seed).model
+            seconds = now(settings) - start
+            with engine.convolving_in("fp32"):
+                clean = accuracy(model, x, held_out.labels, settings.evaluation_batch)
+                generator = torch.Generator(settings.torch_device).manual_seed(0)
+                robust = judged(settings, model, held_out, 10).robust_mask(x, held_out.labels, generator)
+            robust_accuracy = robust.float().mean().item()
+            scores = {"clean_accuracy": clean, "robust_accuracy": robust_accuracy}
+            say({"seed": seed, "precision": precision, **scores, "train_seconds": seconds})
+            for name, score in scores.items():
+                found.setdefault(precision, {}).setdefault(name, []).append(score)
+    for precision in ("tf32", "bf16"):
+        for name, scores in found[precision].items():
+            differences = [score - exact for score, exact in zip(scores, found["fp32"][name], strict=True)]
+            half = T_975[len(differences)] * statistics.stdev(differences) / math.sqrt(len(differences))
+            mean = statistics.mean(differences)
+            say({"precision": precision, "difference_of": name, "mean": mean, "interval": [mean - half, mean + half]})
+
+
+SECTIONS: dict[str, tuple[Callable[[Settings, Say], None], float]] = {  # and the seconds that each may take
+    "ceilings": (ceilings, 30),
+    "steps": (steps, 220),
+    "tuning": (tuning, 25),
+    "packing": (packing, 120),
+    "evaluation": (evaluation, 45),
+    "parity": (parity, 130),
+}
+
+
+# Running, keeping and showing
+
+
+def run_section(name: str, settings: Settings, path: Path) -> None:
+    """Writes the section's rows to `path` as they come."""
+    rows: list[Row] = []
+
+    def say(row: Row) -> None:
+        rows.append(row)
+        print(f"{name}: {json.dumps(row)}", file=sys.stderr, flush=True)
+        write_whole(path, json.dumps(rows).encode())
+
+    SECTIONS[name][0](settings, say)
+
+
+def measured(name: str, settings: Settings, argv: list[str]) -> Row:
+    """One section in a process of its own, which a fault of the device or its time limit ends without the rest."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, start = Path(folder) / "rows.json", time.perf_counter()
+        if settings.device == "cpu":
+            run_section(name, settings, path)
+            status = "complete"
+        else:
+            command = [sys.executable, "-m", "benchmarks.engine", *argv, "--section", name, "--out", str(path)]
+            try:
+                status = "complete" if subprocess.run(command, timeout=SECTIONS[name][1]).returncode == 0 else "failed"
+            except subprocess.TimeoutExpired:
+                status = f"cut off after {SECTIONS[name][1]:.0f} s"
+        rows = json.loads(path.read_text()) if path.exists() else []
+        return {"status": status, "seconds": time.perf_counter() - start, "rows": rows}
+
+
+def hardware(settings: Settings) -> Row:
+    found: Row = {"machine": platform.machine(), "cores": os.cpu_count(), "load_average": os.getloadavg()}
+    if settings.device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        found |= {
+            "gpu": properties.name,
+            "gpu_bytes": properties.total_memory,
+            "capability": torch.cuda.get_device_capability(),
+        }
+        query = [
+            "nvidia-smi",
+            "--query-gpu=driver_version,clocks.sm,clocks.max.sm,power.limit",
+            "--format=csv,noheader",
+        ]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            found["driver, clocks, power"] = subprocess.run(
+                query, capture_output=True, text=True, timeout=20
+            ).stdout.strip()
+    return found
+
+
+def versions() -> Row:
+    import numpy
+    import torchvision
+
+    cudnn = torch.backends.cudnn.version()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": cudnn,
+    }
+
+
+def floor_seconds(row: Row, found: list[Row], precision: str = "tf32") -> dict[str, float]:
+    """The three bounds of a step, from its counts and the measured ceilings; empty where a ceiling is missing."""
+    ceiling = {(each["what"], each.get("precision")): each for each in found}
+    try:
+        return {
+            "flops": row["flops"] / ceiling["matrix product", precision]["flop_per_second"],
+            "bytes": row["least_bytes"] / ceiling["copy", None]["bytes_per_second"],
+            "kernels": row["kernels"] * ceiling["graph node", None]["seconds"],
+        }
+    except KeyError:
+        return {}
+
+
+def table(sections: dict[str, Row]) -> list[Row]:
+    """One row a batch size, norm and training: each variant's images/s and its ratio to plain and to the floor."""
+    cells: dict[tuple, Row] = {}
+    ceiling_rows = sections.get("ceilings", {}).get("rows", [])
+    for row in sections.get("steps", {}).get("rows", []):
+        key = (row["batch_size"], row["norm"], row["training"])
+        cell = cells.setdefault(key, dict(zip(("batch_size", "norm", "training"), key, strict=True)))
+        cell[f"{row['variant']}: images/s"] = row["images_per_second"]
+        cell[f"{row['variant']}: ms/step"] = row["ms_per_step"]
+        if row["variant"] == "engine":
+            cell["capture seconds"] = row["prepare_seconds"]
+            bounds = floor_seconds(row, ceiling_rows)
+            if bounds:
+                cell["floor: ms/step"] = 1000 * max(bounds.values())
+                cell["floor: bound by"] = max(bounds, key=bounds.__getitem__)
+    for cell in cells.values():
+        for variant in ("plain, channels_last and autocast", *VARIANTS):
+            own, plain = cell.get(f"{variant}: ms/step"), cell.get("plain: ms/step")
+            if own and plain:
+                cell[f"{variant}: times plain"] = plain / own
+        if "engine: ms/step" in cell and "floor: ms/step" in cell:
+            cell["engine: times floor"] = cell["engine: ms/step"] / cell["floor: ms/step"]
+    return list(cells.values())
+
+
+def lines(rows: list[Row]) -> Iterator[str]:
+    """A table for people, one line a variant."""
+    yield f"{'batch':>5} {'norm':10} {'training':8} {'variant':34} {'images/s':>10} {'ms/step':>9} {'x plain':>8}"
+    for row in rows:
+        for name in ("plain", "plain, channels_last and autocast", *VARIANTS):
+            if f"{name}: ms/step" in row:
+                ratio = row.get(f"{name}: times plain", 1.0)
+                yield (
+                    f"{row['batch_size']:5} {row['norm']:10} {row['training']:8} {name:34} "
+                    f"{row[f'{name}: images/s']:10.0f} {row[f'{name}: ms/step']:9.3f} {ratio:8.2f}"
+                )
+        if "floor: ms/step" in row:
+            yield f"{'':25} {'floor, by ' + row['floor: bound by']:34} {'':10} {row['floor: ms/step']:9.3f}"
+
+
+def more_lines(sections: dict[str, Row]) -> Iterator[str]:
+    """The other sections, one line a row."""
+    for name in ("tuning", "packing", "evaluation", "parity"):
+        for row in sections.get(name, {}).get("rows", []):
+            yield f"{name:10} " + ", ".join(f"{key} {short(value)}" for key, value in row.items())
+
+
+def short(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(short(each) for each in value)}]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def small_against_large(rows: list[Row]) -> dict[str, float]:
+    """Seconds of an epoch at batch 8 over those at batch 128, by norm and training."""
+    engine_ms = {
+        (row["batch_size"], row["norm"], row["training"]): row["engine: ms/step"]
+        for row in rows
+        if "engine: ms/step" in row
+    }
+    return {
+        f"{norm}, {training}": (ms / 8) / (engine_ms[128, norm, training] / 128)
+        for (size, norm, training), ms in engine_ms.items()
+        if size == 8 and (128, norm, training) in engine_ms
+    }
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise InputError(message)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m benchmarks.engine", description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="JSON file")
+    parser.add_argument("--data", help="folder with train/<class>/ and test/<class>/ images; default: made-up images")
+    parser.add_argument("--smoke", action="store_true", help="a shrunken form on the CPU")
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="which, separated by commas; default: all")
+    parser.add_argument("--section", help=argparse.SUPPRESS)  # what a section's own process is told
+    args = parser.parse_args(argv)
+    args.sections = args.sections.split(",")
+    for name in args.sections:
+        if name not in SECTIONS:
+            raise InputError(f"sections: {name!r} given; accepted: {', '.join(SECTIONS)}")
+    if not args.out.absolute().parent.is_dir():
+        raise InputError(f"out: {args.out} given; accepted: a file in a folder that exists")
+    if args.data is not None and not Path(args.data).is_dir():
+        raise InputError(f"data: {args.data} given; accepted: {data.LAYOUT}")
+    if not args.smoke and not torch.cuda.is_available():
+        raise InputError("no CUDA device is available; accepted: --smoke, which runs on the CPU")
+    return args
+
+
+def benchmark(args: argparse.Namespace) -> None:
+    settings = SMOKE if args.smoke else Settings()
+    settings = replace(settings, data=args.data) if args.data else settings
+    if settings.device == "cpu":
+        torch.set_num_threads(1)  # as a trial has on a CPU
+    if args.section:
+        return run_section(args.section, settings, args.out)
+    argv = ["--data", args.data] if args.data else []
+    content: Row = {
+        "hardware": hardware(settings),
+        "versions": versions(),
+        "settings": {name: value for name, value in vars(settings).items() if name != "data"},
+        "images": "made up" if settings.data is None else "given by --data",
+        "floor": "max(flops / flop_per_second, least_bytes / bytes_per_second, kernels * seconds of a graph node)",
+        "sections": {},
+    }
+    for name in args.sections:
+        content["sections"][name] = measured(name, settings, argv)
+        content["table"] = table(content["sections"])
+        content["epoch at batch 8 / at 128"] = small_against_large(content["table"])
+        write_whole(args.out, (json.dumps(content, indent=1) + "\n").encode())
+    print(*lines(content["table"]), *more_lines(content["sections"]), sep="\n")
+    print("epoch at batch 8 / at 128:", content["epoch at batch 8 / at 128"])
+    for name, section in content["sections"].items():
+        print(f"{name}: {section['status']}, {section['seconds']:.0f} s")
+    return None
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        benchmark(parse(argv))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

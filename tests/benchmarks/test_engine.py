@@ -1,0 +1,104 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import engine, plain_loop
+from trainables.attacks import classified
+from trainables.resnet import resnet
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    out = tmp_path_factory.mktemp("benchmark") / "engine.json"
+    assert engine.main(["--smoke", "--out", str(out)]) == 0
+    return json.loads(out.read_text())
+
+
+@pytest.mark.slow
+def test_the_shrunken_form_runs_every_section_to_its_end(content):
+    assert list(content["sections"]) == list(engine.SECTIONS)
+    assert {section["status"] for section in content["sections"].values()} == {"complete"}
+    assert all(section["rows"] for section in content["sections"].values())
+    assert sum(limit for _, limit in engine.SECTIONS.values()) < 600
+
+
+@pytest.mark.slow
+def test_the_table_relates_each_variant_to_plain_and_the_engine_to_its_floor(content):
+    assert len(content["table"]) == 4  # two norms, two trainings
+    for row in content["table"]:
+        assert row["engine: times plain"] == pytest.approx(row["plain: ms/step"] / row["engine: ms/step"])
+        assert row["engine: images/s"] == pytest.approx(1000 * row["batch_size"] / row["engine: ms/step"])
+        assert row["engine: times floor"] == pytest.approx(row["engine: ms/step"] / row["floor: ms/step"])
+
+
+@pytest.mark.slow
+def test_a_pgd_step_costs_what_its_passes_add_up_to(content):
+    flops = {
+        (row["norm"], row["training"]): row["flops"] for row in content["sections"]["steps"]["rows"] if "flops" in row
+    }
+    for norm in ("batchnorm", "fixup"):
+        natural, pgd = flops[norm, "natural"], flops[norm, "pgd"]
+        # One attack step adds a forward pass and the input half of a backward pass: 2 of a training step's 3 parts,
+        # and what the first convolution's input costs, which training alone leaves out.
+        assert 2 / 3 * natural < pgd - natural < 0.8 * natural
+
+
+def test_the_floor_is_the_largest_of_three_bounds():
+    ceilings = [
+        {"what": "matrix product", "precision": "tf32", "flop_per_second": 100.0},
+        {"what": "copy", "bytes_per_second": 10.0},
+        {"what": "graph node", "seconds": 0.5},
+    ]
+    counts = {"flops": 200, "least_bytes": 50, "kernels": 4}
+    assert engine.floor_seconds(counts, ceilings) == {"flops": 2.0, "bytes": 5.0, "kernels": 2.0}
+    assert engine.floor_seconds(counts, ceilings[:1]) == {}
+
+
+def test_the_plain_attack_is_torchattacks():
+    torchattacks = pytest.importorskip("torchattacks")
+    model = resnet(8, 10, 3, "batchnorm", generator=torch.Generator().manual_seed(0)).eval()
+    x, y = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8)
+    torch.manual_seed(0)
+    theirs = torchattacks.PGD(model, eps=0.1, alpha=0.03, steps=3)(x, y)
+    torch.manual_seed(0)
+    ours = plain_loop.pgd_as_torchattacks(model, 0.1, 0.03, 3)(x, y)
+    torch.testing.assert_close(ours, theirs)
+    assert torch.equal(classified(model, ours, y), classified(model, theirs, y))
+
+
+def test_it_needs_torch_torchvision_and_numpy_alone():
+    missing = (
+        "pydantic",
+        "ray",
+        "optuna",
+        "sklearn",
+        "scipy",
+        "pandas",
+        "click",
+        "rich",
+        "safetensors",
+        "torchattacks",
+    )
+    code = f"import sys; sys.modules.update(dict.fromkeys({missing})); import benchmarks.engine"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "field"),
+    [
+        (["--smoke", "--out", "missing/folder/x.json"], "out"),
+        (["--smoke", "--out", "x.json", "--sections", "stepps"], "sections"),
+        (["--smoke", "--out", "x.json", "--data", "missing"], "data"),
+        (["--smoke"], "--out"),
+    ],
+)
+def test_a_bad_option_gets_one_line(argv, field, capsys):
+    assert engine.main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and field in error
