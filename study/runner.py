@@ -20,8 +20,10 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 from sqlalchemy.exc import SQLAlchemyError
 
+from study import metrics
+from study.metrics import StudyMetrics
 from study.progress import Progress
-from study.results import checkpoint_name, short_name, sync_models, write_tables
+from study.results import checkpoint_name, sync_models, write_tables
 from study.search import StopRule, StudySearch, requeue_interrupted
 from study.settings import Objective, StudySettings
 from trainables.config import TrialConfig
@@ -205,6 +207,7 @@ class Watch(tune.Callback):
 
     def __init__(self, search: StudySearch, stop: StopRequest, progress: Progress, epoch_timeout: float) -> None:
         self.search, self.stop, self.progress, self.epoch_timeout = search, stop, progress, epoch_timeout
+        self.metrics = StudyMetrics(search.study.study_name)
         self.shown = self.looked = 0.0
         self.heard: dict[str, float] = {}  # when each trial last began or reported
 
@@ -223,7 +226,9 @@ class Watch(tune.Callback):
         if now - self.shown > 1:
             self.shown = now
             try:
-                self.progress.update(self.search.study.get_trials(deepcopy=False))
+                trials = self.search.study.get_trials(deepcopy=False)
+                self.progress.update(trials)
+                self.metrics.update(trials)
             except (SQLAlchemyError, StorageInternalError) as error:
                 self.search.storage_failed(error)
 
@@ -307,6 +312,7 @@ def run(
     at_once = n_concurrent(settings, resources)
     # Tune asks for one node after the other, each after the one before has come, unless told to ask for all.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)
+    study.set_user_attr("ray", metrics.addresses())
     stop = StopRequest(settings.timeout)
     search = StudySearch(
         study,
@@ -355,7 +361,5 @@ def run(
 
 
 def trial_name(trial: TuneTrial) -> str:
-    """`0007_fixup_8-128`: Optuna's number, and the label or what the trial is."""
-    config = trial.config
-    name = (config["label"] or short_name(config["trial"])).replace("→", "-").replace(" ", "_")
-    return f"{config['number']:04d}_{name}".replace("/", "-")
+    """`0007_fixup_8-128`: the trial's name as a folder's."""
+    return trial.config["name"].replace("→", "-").replace(" ", "_").replace("/", "-")

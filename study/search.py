@@ -21,6 +21,7 @@ from ray.tune.search import Searcher
 from sqlalchemy.exc import SQLAlchemyError
 
 from study import calibration, storage
+from study.results import describe
 from study.settings import Objective, StudySettings
 from study.spaces import Space
 from study.storage import OBJECTIVES, n_finished
@@ -194,6 +195,7 @@ class StudySearch(Searcher):
         return {
             "number": trial.number,
             "label": trial.user_attrs.get("label", ""),
+            "name": f"{trial.number:04d} {describe(trial)}",
             "trial": config.model_dump(mode="json"),
             "seconds_per_step": known,
             **self.worker_config(trial.number),

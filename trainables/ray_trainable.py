@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import ray
 import torch
 from ray import tune
 
@@ -20,16 +21,18 @@ from trainables.trial import Diverged, Trial
 
 logger = logging.getLogger(__name__)
 
+CALIBRATION_PATIENCE = 300.0  # seconds that a trial waits for its device to be free of others' epochs
+
 
 class RayTrial(tune.Trainable):
     """Runs one trial; an actor runs many, one after the other.
 
-    Its config has `number` (Optuna's), `trial`, `data` and `evaluation` (fields of TrialConfig,
-    DataConfig, EvalConfig), `folder` (the place of the trial's checkpoint, a path or URI), `shared` (a
-    place and a file that the driver wrote there; None where trials run on the driver's host), `threads`,
-    `epoch_timeout` (seconds after which an epoch counts as hung) and `seconds_per_step`: by kind of
-    device, then batch size, those measured before for this network, norm and training. What is measured
-    here goes along with the first report as `calibration`.
+    Its config has `number` (Optuna's), `name` (what a person reads, e.g. `0007 fixup 8→128`), `trial`, `data` and
+    `evaluation` (fields of TrialConfig, DataConfig, EvalConfig), `folder` (the place of the trial's checkpoint, a
+    path or URI), `shared` (a place and a file that the driver wrote there; None where trials run on the driver's
+    host), `threads`, `epoch_timeout` (seconds after which an epoch counts as hung) and `seconds_per_step`: by kind
+    of device, then batch size, those measured before for this network, norm and training. What is measured here
+    goes along with the first report as `calibration`.
 
     The trial's own failures (diverged, out of memory, an exception) end it with a last result that
     says `failure`, so that Tune does not retry them. What the machine does (a killed process, a
@@ -44,7 +47,13 @@ class RayTrial(tune.Trainable):
         self.setup(new_config)
         return True
 
+    def __repr__(self) -> str:
+        """Ray asks once, when an actor starts, and lists the actor under this name: later trials are its too."""
+        return f"from {self.config['name']}"
+
     def step(self) -> dict[str, object]:
+        if ray.is_initialized():
+            ray._raylet.setproctitle(f"ray::{self.config['name']}")  # in Ray's cluster view, ps and nvidia-smi
         try:
             if self.trial is None:
                 self._open()
@@ -84,14 +93,27 @@ class RayTrial(tune.Trainable):
     def _calibrate(self, trial: Trial) -> None:
         kind = devices.name(trial.device)
         known = {int(size): seconds for size, seconds in self.config["seconds_per_step"].get(kind, {}).items()}
-        with devices.alone(trial.device), watchdog(self.config["epoch_timeout"]):
-            measured = trial.calibrate(known)
-        if measured:
-            by_size = {str(size): seconds for size, seconds in measured.items()}
-            self.news["calibration"] = {"device": kind, "seconds_per_step": by_size}
+        if not trial.untimed(known):
+            trial.calibrate(known)
+            return
+        try:
+            with (
+                devices.alone(trial.device, self._study, CALIBRATION_PATIENCE),
+                watchdog(self.config["epoch_timeout"]),
+            ):
+                measured = trial.calibrate(known)
+        except TimeoutError as error:  # a hung neighbour must not hold up the others
+            logger.warning("trial %s runs without calibrated seconds: %s", self.config["number"], error)
+            return
+        by_size = {str(size): seconds for size, seconds in measured.items()}
+        self.news["calibration"] = {"device": kind, "seconds_per_step": by_size}
+
+    @property
+    def _study(self) -> str:
+        return self.config["folder"].rpartition("/")[0]
 
     def _watched_epoch(self) -> dict[str, float]:
-        with devices.shared(self.trial.device), watchdog(self.config["epoch_timeout"]):
+        with devices.shared(self.trial.device, self._study), watchdog(self.config["epoch_timeout"]):
             return self._train_epoch()
 
     def _train_epoch(self) -> dict[str, float]:
