@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 import optuna
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
 
 import search_spaces
 from study.settings import StudySettings
@@ -92,8 +94,8 @@ def configure(space: Space, settings: StudySettings, trial: optuna.Trial) -> Tri
     """
     try:
         constants = space.function(trial)
-    except InputError:
-        raise
+    except (InputError, SQLAlchemyError, StorageInternalError):
+        raise  # a storage that fails while a value is suggested is no mistake of the space
     except Exception as error:
         raise _users_line(space.path, error) from None
     if not isinstance(constants, dict | None):

@@ -21,7 +21,7 @@ N_TRIALS = 4
 
 
 def wait_until_ended(cluster: Cluster, job: str) -> None:
-    wait_until(lambda: cluster.state(job) not in ("PENDING", "RUNNING"), 400, "the end of the study")
+    wait_until(lambda: cluster.state(job) in ("SUCCEEDED", "FAILED", "STOPPED"), 400, "the end of the study")
 
 
 @dataclass
@@ -91,6 +91,14 @@ def test_a_study_submitted_from_outside_runs_on_both_workers_and_its_front_is_fe
     assert len(front) >= 1
     for path in front.weights:
         load_model(results / path)
+
+
+def test_the_head_answers_nobody_without_the_token(whole_cluster):
+    (whole_cluster.laptop.home / "wrong").write_text("0" * 64)
+    with pytest.raises(PermissionError):
+        whole_cluster.get("api/jobs/", token="~/wrong")
+    assert isinstance(whole_cluster.get("api/jobs/"), list)
+    assert whole_cluster.workers[0].run("bash", "-c", f"</dev/tcp/{whole_cluster.head.address}/8265").returncode != 0
 
 
 def test_a_worker_cut_off_mid_trial_costs_one_epoch_and_no_trial(whole_cluster):
