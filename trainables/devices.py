@@ -1,14 +1,20 @@
 """Who has the device: trials that share it, or one that measures and needs it alone."""
 
 import fcntl
+import hashlib
+import math
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import torch
+
+POLL_SECONDS = 0.02
 
 
 def name(device: torch.device) -> str:
@@ -29,33 +35,58 @@ def _processor() -> str:
 
 
 @contextmanager
-def shared(device: torch.device) -> Iterator[None]:
-    """Use the device beside others; waits while somebody has it alone, or waits to."""
-    with ExitStack() as stack:
-        with _lock(device, "gate", fcntl.LOCK_EX):
-            stack.enter_context(_lock(device, "room", fcntl.LOCK_SH))
-        yield
+def shared(device: torch.device, study: str) -> Iterator[None]:
+    """Use the device beside others; waits while somebody has it alone, or waits to.
 
-
-@contextmanager
-def alone(device: torch.device) -> Iterator[None]:
-    """Have the device without anybody that uses `shared`, in any process of this user on this machine.
-
-    Those who have it finish what they do, those who come wait. A process that dies leaves no lock.
+    Args:
+        device: A GPU is shared by all that this user runs on the machine, processors by one study's trials, so
+            that studies do not wait for each other there.
+        study: What tells the studies apart.
     """
-    with _lock(device, "gate", fcntl.LOCK_EX), _lock(device, "room", fcntl.LOCK_EX):
+    with ExitStack() as stack:
+        with _lock(device, study, "gate", fcntl.LOCK_EX):
+            stack.enter_context(_lock(device, study, "room", fcntl.LOCK_SH))
         yield
 
 
 @contextmanager
-def _lock(device: torch.device, door: str, kind: int) -> Iterator[None]:
+def alone(device: torch.device, study: str, patience: float) -> Iterator[None]:
+    """Have the device without anybody that uses `shared`; those who have it finish, those who come wait.
+
+    A process that dies leaves no lock.
+
+    Raises:
+        TimeoutError: If the device is not free within `patience` seconds.
+    """
+    end = time.monotonic() + patience
+    with (
+        _lock(device, study, "gate", fcntl.LOCK_EX, end),
+        _lock(device, study, "room", fcntl.LOCK_EX, end),
+    ):
+        yield
+
+
+@contextmanager
+def _lock(device: torch.device, study: str, door: str, kind: int, end: float = math.inf) -> Iterator[None]:
     folder = Path(tempfile.gettempdir()) / f"trial-devices-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    with open(folder / f"{_identity(device)}.{door}", "w") as file:
-        fcntl.flock(file, kind)
+    with open(folder / f"{_identity(device, study)}.{door}", "w") as file:
+        while not _taken(file, kind):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{name(device)} is in use by others")
+            time.sleep(POLL_SECONDS)
         yield  # closing the file gives the lock back
 
 
-def _identity(device: torch.device) -> str:
-    """One GPU, or all processors together: they share caches and memory."""
-    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else device.type
+def _taken(file: TextIO, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _identity(device: torch.device, study: str) -> str:
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_properties(device).uuid)
+    return f"{device.type}-{hashlib.sha256(study.encode()).hexdigest()[:16]}"

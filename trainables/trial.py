@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -86,19 +86,22 @@ class Trial:
         for size in sorted(set(self.batch_sizes), reverse=True):  # the largest shapes the memory of all graphs
             self.trainer.prepare(size)
 
+    def untimed(self, known: Collection[int]) -> list[int]:
+        """The batch sizes still to be timed before this schedule's seconds follow; growth may reach its last size."""
+        sizes = [*self.batch_sizes, self.config.batch_size_schedule.largest]
+        return [size for size in timing.grid(sizes) if size not in known]
+
     def calibrate(self, known: Mapping[int, float]) -> dict[int, float]:
-        """Time a step at each batch size of the schedule that is not known yet; the device must be free of others.
+        """Time a step at each batch size of `untimed`; the device must be free of others.
 
         Args:
             known: Seconds per step by batch size, of this configuration's network, norm and training on
                 devices of this kind.
 
         Returns:
-            Those that were measured now. Growth on a plateau is taken to reach its last size.
+            Those that were measured now.
         """
-        sizes = [*self.batch_sizes, self.config.batch_size_schedule.largest]
-        missing = [size for size in timing.grid(sizes) if size not in known]
-        measured = {size: timing.median_step(partial(self.trainer.seconds, size)) for size in missing}
+        measured = {size: timing.median_step(partial(self.trainer.seconds, size)) for size in self.untimed(known)}
         self.seconds_per_step = {**known, **measured}
         return measured
 

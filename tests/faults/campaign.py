@@ -34,7 +34,9 @@ def space(trial):
 
 
 def trial_workers(driver: psutil.Process) -> list[psutil.Process]:
-    return [process for process in descendants(driver) if re.match("ray::.*(Trial|Trainable)", title(process))]
+    return [
+        process for process in descendants(driver) if re.match(r"ray::(\d{4} |.*(Trial|Trainable))", title(process))
+    ]
 
 
 def descendants(driver: psutil.Process) -> list[psutil.Process]:

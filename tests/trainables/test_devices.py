@@ -14,8 +14,16 @@ def own_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
 
 
+def shared(study="a"):
+    return devices.shared(CPU, study)
+
+
+def alone(study="a", patience=30):
+    return devices.alone(CPU, study, patience)
+
+
 def enter(lock, entered):
-    with lock(CPU):
+    with lock():
         entered.set()
 
 
@@ -26,30 +34,42 @@ def entering(lock):
 
 
 def test_many_share_a_device():
-    with devices.shared(CPU):
-        assert entering(devices.shared).wait(5)
+    with shared():
+        assert entering(shared).wait(5)
 
 
-@pytest.mark.parametrize("holder,comer", [("shared", "alone"), ("alone", "shared"), ("alone", "alone")])
+@pytest.mark.parametrize("holder,comer", [(shared, alone), (alone, shared), (alone, alone)])
 def test_who_needs_it_alone_waits_for_the_others_and_they_for_him(holder, comer):
-    with getattr(devices, holder)(CPU):
-        entered = entering(getattr(devices, comer))
+    with holder():
+        entered = entering(comer)
         assert not entered.wait(0.2)
     assert entered.wait(5)
 
 
 def test_those_who_come_later_do_not_overtake_one_who_waits_to_be_alone():
-    with devices.shared(CPU):
-        alone = entering(devices.alone)
-        assert not alone.wait(0.2)
-        later = entering(devices.shared)
+    with shared():
+        first = entering(alone)
+        assert not first.wait(0.2)
+        later = entering(shared)
         assert not later.wait(0.2)
-    assert alone.wait(5) and later.wait(5)
+    assert first.wait(5) and later.wait(5)
+
+
+def test_patience_ends_and_lets_the_others_on():
+    with shared():
+        with pytest.raises(TimeoutError, match="in use"), alone(patience=0.1):
+            pass
+        assert entering(shared).wait(5)
+
+
+def test_studies_do_not_wait_for_each_others_processors():
+    with alone("a"):
+        assert entering(lambda: shared("b")).wait(5)
 
 
 def hold(folder, held):
     devices.tempfile.gettempdir = lambda: folder
-    with devices.alone(CPU):
+    with alone():
         held.set()
         threading.Event().wait()
 
@@ -62,7 +82,7 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
     assert held.wait(10)
     process.kill()
     process.join()
-    assert entering(devices.shared).wait(5)
+    assert entering(shared).wait(5)
 
 
 def test_a_device_is_named_with_the_threads_that_it_is_used_with():
