@@ -1,0 +1,128 @@
+"""Attacks that check PGD, against networks whose robust examples are known in closed form."""
+
+import pytest
+import torch
+from torch import nn
+
+from trainables import strong
+from trainables.norms import BatchNorm2d
+from trainables.resnet import resnet
+
+EPS = 0.1
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Thousands of tiny steps take several times as long on two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def linear(n_classes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, n_classes))
+    nn.init.normal_(model[1].weight, generator=generator)
+    nn.init.normal_(model[1].bias, generator=generator)
+    return model
+
+
+def examples(model, n, seed=1):
+    """Images whose balls lie within [0, 1], with the model's own classes, and whether each is robust in closed form:
+    no other class overtakes when every pixel moves by eps against the difference of the two classes' weights."""
+    x = 0.2 + 0.6 * torch.rand(8 * n, 3, 2, 2, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        logits = model(x)
+        y = logits.argmax(1)
+        weight = model[1].weight
+        margins = logits.gather(1, y[:, None]) - logits - EPS * (weight[y][:, None] - weight).abs().sum(2)
+        others = torch.ones_like(margins, dtype=torch.bool).scatter(1, y[:, None], False)
+        worst = margins.masked_fill(~others, float("inf")).amin(1)
+    clear = worst.abs() > 0.05
+    return x[clear][:n], y[clear][:n], (worst > 0)[clear][:n]
+
+
+def attacked(model, x, y, eps=EPS):
+    return strong.Attacked(model, x, y, eps, steps=10, seed=0)
+
+
+@pytest.mark.parametrize("n_classes", [3, 4])
+def test_autoattack_finds_just_the_examples_of_a_linear_model_that_are_not_robust(n_classes):
+    model = linear(n_classes)
+    x, y, robust = examples(model, 12)
+    assert 0 < robust.sum() < len(robust)
+    found = strong.under_autoattack(attacked(model, x, y), strong.WHITE_BOX)
+    assert found.tolist() == robust.tolist()
+
+
+def test_every_attack_agrees_on_a_linear_model():
+    model = linear(4)
+    x, y, robust = examples(model, 16)
+    n = 12
+    found = strong.measure(attacked(model, x, y), n)
+    share = robust[:n].float().mean().item()
+    assert found["n"] == n
+    assert found["pgd"] == found["converged"] == found["autoattack"] == pytest.approx(share)
+    assert found["square_alone"] == 0
+    assert found["robust"] == strong.pack(robust)
+    accuracies = [found[f"eps.{eps}"] for eps in ("0.05", "0.1", "0.2", "0.4", "0.5")]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert accuracies[1] == pytest.approx(share) and accuracies[-1] == 0
+
+
+class Steps(nn.Module):
+    """Class 1 where 256 pixels, rounded to 16 levels, are brighter than 0.47 on average: no gradient anywhere.
+
+    Darkening all by 0.1 takes a grey image down two levels, to 0.375; noise within 0.1 takes its mean nowhere.
+    """
+
+    def forward(self, x):
+        brightness = ((x * 16).round() / 16).mean((1, 2, 3))
+        return torch.stack([torch.zeros_like(brightness), 100 * (brightness - 0.47)], 1)
+
+
+def test_square_fools_a_model_without_gradients_and_pgd_does_not():
+    x, y = torch.full((4, 1, 16, 16), 0.5), torch.ones(4, dtype=torch.long)
+    found = strong.measure(attacked(Steps(), x, y), 4)
+    assert found["converged"] == found["square_alone"] == 1 and found["autoattack"] == 0
+
+
+def test_radii_end_at_the_one_that_makes_every_image_grey():
+    model = linear(4)
+    x, y, _ = examples(model, 4)
+    names = [name for name in strong.measure(attacked(model, x, y, eps=0.3), 2) if name.startswith("eps.")]
+    assert names == ["eps.0.15", "eps.0.3", "eps.0.5"]
+
+
+def test_autoattack_leaves_nothing_behind():
+    model = resnet(8, 10, 3, "batchnorm", generator=torch.Generator().manual_seed(0))
+    model = model.to(memory_format=torch.channels_last).train()
+    x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+    y = model.eval()(x).argmax(1)
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    strong.under_autoattack(attacked(model, x, y), ("apgd-ce",))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters()) and model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_that_normalises_by_the_batch_is_attacked_in_whole_batches(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        strong,
+        "autoattack",
+        lambda model, x, y, parts, eps, seed: sizes.append((parts, len(x))) or x,
+    )
+    model = nn.Sequential(BatchNorm2d(1, eval_statistics="batch"), nn.Flatten(), nn.Linear(4, 2))
+    x = torch.rand(10, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    strong.measure(attacked(model, x, torch.zeros(10, dtype=torch.long)), 6)
+    assert sizes == [(strong.WHITE_BOX, 6), (("square",), 6)]
+
+
+def test_no_examples_need_no_attack():
+    model = linear(4)
+    empty = torch.zeros(0, 3, 2, 2), torch.zeros(0, dtype=torch.long)
+    assert len(strong.under_autoattack(attacked(model, *empty), ("square",))) == 0
