@@ -13,7 +13,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A head and two workers, brought up by `ray up` from a laptop that can reach the head."""
     if reason := missing():
         pytest.skip(f"no hosts can be made: {reason}")
-    # pytest's own folder may be closed to others, and its long name is repeated in every path.
     cluster = Cluster(tmp_path_factory.mktemp("net"))
     try:
         cluster.up()

@@ -1,6 +1,9 @@
 """The cluster files against Ray's own code, and what `ray up cluster.yaml` would launch, on moto's AWS."""
 
+import shlex
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import pytest
@@ -8,8 +11,11 @@ import yaml
 from moto.server import ThreadedMotoServer
 from ray.autoscaler._private import commands
 from ray.autoscaler._private.aws import config as aws_config
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
+
+from study import pareto
 
 ROOT = Path(__file__).parents[2]
 FILES = {"aws": ROOT / "cluster.yaml", "local": ROOT / "clusters" / "onprem.yaml"}
@@ -99,6 +105,33 @@ def test_all_hosts_of_onprem_are_workers(home):
     config = prepare_config(load("local"))
     (node_type,) = config["available_node_types"].values()
     assert node_type["min_workers"] == node_type["max_workers"] == len(config["provider"]["worker_ips"]) == 2
+
+
+def test_ray_on_kubernetes_takes_the_rayjob_for_a_head_without_trials_and_gpu_workers(home):
+    job = yaml.safe_load((ROOT / "clusters" / "kuberay.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["enableInTreeAutoscaling"] and cluster["authOptions"] == {"mode": "token"}
+    assert f"ray=={cluster['rayVersion']}\n" in (ROOT / "constraints.txt").read_text()
+    # As the autoscaler in the head's pod reads it.
+    resource = {"metadata": {"name": "a", "namespace": "default"}, "spec": cluster}
+    config = _derive_autoscaling_config_from_ray_cr(resource)
+    validate_config(config)
+    head, worker = (config["available_node_types"][name] for name in (config["head_node_type"], "gpu-worker"))
+    assert head["resources"]["CPU"] == 0 and "GPU" not in head["resources"]
+    assert worker["resources"]["CPU"] == 4 and worker["resources"]["GPU"] == 1
+    assert (worker["min_workers"], worker["max_workers"]) == (0, 8)
+
+
+def test_the_rayjobs_command_is_one_that_the_search_accepts(home, monkeypatch):
+    job = yaml.safe_load((ROOT / "clusters" / "kuberay.yaml").read_text())
+    python, module, name, *options = shlex.split(job["spec"]["entrypoint"])
+    assert [python, module, name] == ["python", "-m", "study.pareto"]
+    accepted = []
+    conduct = SimpleNamespace(conduct=lambda settings, space: accepted.append(settings) or 0)
+    monkeypatch.setitem(sys.modules, "study.conduct", conduct)  # spares the import of torch
+    assert pareto.main(options) == 0
+    assert accepted[0].address == "auto" and accepted[0].results_dir == "/shared/results"
 
 
 def test_ray_up_launches_one_head_and_the_autoscaler_spot_workers_with_gpus(aws, home, monkeypatch):
