@@ -11,6 +11,7 @@ Sections and sample sizes:
               (a) a public-style script (benchmarks/plain_loop.py), (b) the same with channels_last and autocast,
               (c) this engine in TF32, and (c) in bf16, and (c) without graphs; the median of three timings each;
               capture seconds; the floor of (c)
+  kernels     how many kernels an eager step launches, which the floor needs too
   tuning      capture seconds and ms per step with and without cuDNN timing its kernels
   packing     trials per hour of 1, 2, 4, 8 processes on the GPU, without and with CUDA MPS, and of as many trials on
               streams of one process
@@ -36,6 +37,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -278,7 +280,7 @@ def engine_seconds(
 ) -> tuple[float, Row]:
     """Seconds per step, and what preparing took; with `count` also what the floor is computed from."""
     trainer = make_trainer(settings, train, norm, training, size, **how)
-    row = work(settings, trainer, size) if count else {}
+    row = work(trainer, size) if count else {}
     start = now(settings)
     trainer.prepare(size)
     row |= {"prepare_seconds": now(settings) - start, "captured": bool(trainer.graphs.graphs)}
@@ -312,26 +314,29 @@ class Operands(TorchDispatchMode):
         return out
 
 
-def work(settings: Settings, trainer: engine.Trainer, batch_size: int) -> Row:
-    """FLOPs, least bytes and kernels of one eager step, which changes nothing."""
-
-    def once() -> None:
+def work(trainer: engine.Trainer, batch_size: int) -> Row:
+    """FLOPs and least bytes of one eager step, which changes nothing, and how many operations it dispatches."""
+    with trainer.graphs.unchanged(trainer._state()), trainer._training(), Operands() as operands:
         trainer._rewind()
         trainer._step(batch_size)
+    return {"flops": operands.flops, "least_bytes": operands.bytes, "operations": operands.n}
 
-    with trainer.graphs.unchanged(trainer._state()), trainer._training():
-        with Operands() as operands:
-            once()
-        kernels, counted_by = operands.n, "operations dispatched"
-        if settings.device == "cuda":
-            with contextlib.suppress(Exception):  # no profiler in some containers
-                kernels, counted_by = profiled_kernels(once) or kernels, "profiler"
-    return {
-        "flops": operands.flops,
-        "least_bytes": operands.bytes,
-        "kernels": kernels,
-        "kernels_counted_by": counted_by,
-    }
+
+def kernels(settings: Settings, say: Say) -> None:
+    """In a process of its own, since a profiler may disturb graphs that are captured after it."""
+    train, _ = images(settings)
+    size = settings.batch_sizes[0]
+    for norm in settings.norms:
+        for training in settings.trainings:
+            trainer = make_trainer(settings, train, norm, training, size, capture=False)
+            trainer.prepare(size)
+            count = work(trainer, size)["operations"]
+            row = {"kernels": count, "counted_by": "operations dispatched: no CUDA device"}
+            if settings.device == "cuda":
+                trainer._rewind()
+                with trainer._training():
+                    row = {"kernels": profiled_kernels(partial(trainer._step, size)), "counted_by": "profiler"}
+            say({"norm": norm, "training": training, **row})
 
 
 def profiled_kernels(call: Callable[[], None]) -> int:
@@ -360,6 +365,7 @@ def tuning(settings: Settings, say: Say) -> None:
 
 
 def packing(settings: Settings, say: Say) -> None:
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")  # a queue for each stream
     for how in ("processes", "processes with MPS"):
         with mps(settings) if how.endswith("MPS") else contextlib.nullcontext("") as refusal:
             if refusal:
@@ -411,7 +417,7 @@ def receive(pipe, expected: object = None) -> object:  # noqa: ANN001 (multiproc
     RuntimeError: If the other side ended instead.
     """
     try:
-        if pipe.poll(120):
+        if pipe.poll(300):
             return pipe.recv()
     except EOFError:
         pass
@@ -440,7 +446,7 @@ def steps_per_second(settings: Settings, trainers: list[engine.Trainer], size: i
     n, start = 0, now(settings)
     while time.perf_counter() - start < settings.packing_seconds:
         for trainer, stream in zip(trainers, streams, strict=True):
-            with stream, trainer._training():
+            with stream:
                 if n % in_a_pass == 0:
                     trainer._rewind()
                 trainer._run(size)
@@ -582,12 +588,13 @@ def parity(settings: Settings, say: Say) -> None:
 
 
 SECTIONS: dict[str, tuple[Callable[[Settings, Say], None], float]] = {  # and the seconds that each may take
-    "ceilings": (ceilings, 30),
-    "steps": (steps, 220),
+    "ceilings": (ceilings, 25),
+    "steps": (steps, 215),
+    "kernels": (kernels, 25),
     "tuning": (tuning, 25),
     "packing": (packing, 120),
     "evaluation": (evaluation, 45),
-    "parity": (parity, 130),
+    "parity": (parity, 120),
 }
 
 
@@ -659,14 +666,16 @@ def versions() -> Row:
     }
 
 
-def floor_seconds(row: Row, found: list[Row], precision: str = "tf32") -> dict[str, float]:
-    """The three bounds of a step, from its counts and the measured ceilings; empty where a ceiling is missing."""
+def floor_seconds(row: Row, n_kernels: int | None, found: list[Row], precision: str = "tf32") -> dict[str, float]:
+    """The three bounds of a step, from its counts and the measured ceilings; empty where one of them is missing."""
     ceiling = {(each["what"], each.get("precision")): each for each in found}
+    if n_kernels is None:
+        return {}
     try:
         return {
             "flops": row["flops"] / ceiling["matrix product", precision]["flop_per_second"],
             "bytes": row["least_bytes"] / ceiling["copy", None]["bytes_per_second"],
-            "kernels": row["kernels"] * ceiling["graph node", None]["seconds"],
+            "kernels": n_kernels * ceiling["graph node", None]["seconds"],
         }
     except KeyError:
         return {}
@@ -676,6 +685,8 @@ def table(sections: dict[str, Row]) -> list[Row]:
     """One row a batch size, norm and training: each variant's images/s and its ratio to plain and to the floor."""
     cells: dict[tuple, Row] = {}
     ceiling_rows = sections.get("ceilings", {}).get("rows", [])
+    kernel_rows = sections.get("kernels", {}).get("rows", [])
+    n_kernels = {(row["norm"], row["training"]): row["kernels"] for row in kernel_rows}
     for row in sections.get("steps", {}).get("rows", []):
         key = (row["batch_size"], row["norm"], row["training"])
         cell = cells.setdefault(key, dict(zip(("batch_size", "norm", "training"), key, strict=True)))
@@ -683,7 +694,7 @@ def table(sections: dict[str, Row]) -> list[Row]:
         cell[f"{row['variant']}: ms/step"] = row["ms_per_step"]
         if row["variant"] == "engine":
             cell["capture seconds"] = row["prepare_seconds"]
-            bounds = floor_seconds(row, ceiling_rows)
+            bounds = floor_seconds(row, n_kernels.get(key[1:]), ceiling_rows)
             if bounds:
                 cell["floor: ms/step"] = 1000 * max(bounds.values())
                 cell["floor: bound by"] = max(bounds, key=bounds.__getitem__)

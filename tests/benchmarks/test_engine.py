@@ -55,9 +55,9 @@ def test_the_floor_is_the_largest_of_three_bounds():
         {"what": "copy", "bytes_per_second": 10.0},
         {"what": "graph node", "seconds": 0.5},
     ]
-    counts = {"flops": 200, "least_bytes": 50, "kernels": 4}
-    assert engine.floor_seconds(counts, ceilings) == {"flops": 2.0, "bytes": 5.0, "kernels": 2.0}
-    assert engine.floor_seconds(counts, ceilings[:1]) == {}
+    counts = {"flops": 200, "least_bytes": 50}
+    assert engine.floor_seconds(counts, 4, ceilings) == {"flops": 2.0, "bytes": 5.0, "kernels": 2.0}
+    assert engine.floor_seconds(counts, 4, ceilings[:1]) == engine.floor_seconds(counts, None, ceilings) == {}
 
 
 def test_the_plain_attack_is_torchattacks():
