@@ -21,6 +21,7 @@ from ray.tune.schedulers import FIFOScheduler
 from sqlalchemy.exc import SQLAlchemyError
 
 from study import metrics
+from study.logs import CurvesAndHparams
 from study.metrics import StudyMetrics
 from study.progress import Progress
 from study.results import checkpoint_name, sync_models, write_tables
@@ -340,7 +341,7 @@ def run(
             storage_path=str(folder / "tune"),
             # The trainable keeps its own checkpoint: Tune's restore loses and doubles trials.
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            callbacks=[Watch(search, stop, progress, settings.epoch_timeout)],
+            callbacks=[Watch(search, stop, progress, settings.epoch_timeout), CurvesAndHparams()],
             verbose=0,
         ),
     )
