@@ -1,0 +1,321 @@
+"""Members, seeds, gates and tables of a confirmation on made-up trainings, and one small one through Ray."""
+
+import sqlite3
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from optuna.trial import TrialState, create_trial
+from scipy import stats
+
+from study import confirm, confirmation, gates, members, pareto, storage
+from study.front import probability_on_front
+from study.lock import driver_lock
+from study.settings import StudySettings
+from trainables.config import ConstantBatch, TrialConfig
+from trainables.errors import InputError
+from trainables.strong import pack
+
+SETTINGS = {"name": "mine", "space": "quickstart", "trials": 4, "dataset": "digits", "data_dir": None, "depth": 8}
+SETTINGS |= {"eps": 0.1, "attack_steps": 2, "eval_examples": 60, "seed": 3, "cpus_per_trial": 1.0}
+
+
+def config(seed=0, batch=128, ratio=1e-9):
+    # A rate this small leaves the network as it was made: next to nothing is right, so attacks end at once.
+    return TrialConfig(
+        depth=8, epochs=1, seed=seed, batch_size_schedule=ConstantBatch(size=batch), lr_batch_ratio=ratio
+    )
+
+
+def add(study, accuracy, seconds, label=None, state=TrialState.COMPLETE, batch=128):
+    number = len(study.trials)
+    attrs = {"config": config(3 + number, batch).model_dump(mode="json"), "clean_accuracy": 0.9, "n_examples": 60}
+    attrs |= {"reason": "finished", "curve": []} | ({"label": label} if label else {})
+    values = [accuracy, seconds] if state is TrialState.COMPLETE else None
+    study.add_trial(create_trial(state=state, values=values, user_attrs=attrs))
+
+
+def search(folder, name="mine"):
+    """A search of four trials: two on the front, one published and dominated, one failed."""
+    (folder / name).mkdir()
+    study = storage.open_study(storage.from_url(f"sqlite:///{folder / name / 'study.db'}"), name)
+    study.set_user_attr("settings", SETTINGS | {"name": name})
+    add(study, 0.4, 20.0, "BatchNorm 64", batch=64)
+    add(study, 0.5, 10.0)
+    add(study, 0.3, 5.0, batch=32)
+    add(study, None, None, state=TrialState.FAIL)
+    return study
+
+
+# Who is confirmed
+
+
+def test_members_are_the_front_and_published_configurations_fastest_first(tmp_path):
+    chosen = members.default_members(search(tmp_path).trials)
+    assert [(member.number, member.name) for member in chosen] == [
+        (2, "batchnorm 32"),
+        (1, "batchnorm 128"),
+        (0, "BatchNorm 64"),
+    ]
+
+
+def test_configurations_that_differ_by_their_seed_alone_are_trained_once(tmp_path):
+    study = search(tmp_path)
+    add(study, 0.6, 30.0, batch=32)  # on the front as well; trial 2 stands for it
+    assert [member.number for member in members.default_members(study.trials)] == [2, 1, 0]
+
+
+@pytest.mark.parametrize("search_seed", [0, 7, 2**31 - 1_000_001])
+def test_seeds_are_ones_that_no_trial_of_the_search_can_have(search_seed):
+    fresh = members.fresh_seeds(search_seed, 1000)
+    assert len(set(fresh)) == 1000
+    assert all(0 <= seed < 2**31 and not search_seed <= seed < search_seed + 1_000_000 for seed in fresh)
+
+
+def test_a_confirmation_is_judged_on_test_and_a_search_is_not(tmp_path):
+    search(tmp_path)
+    settings = confirm.resolve(storage.named("mine", str(tmp_path), None), {"results_dir": str(tmp_path)})
+    assert settings.evaluation.split == "test"
+    assert StudySettings(name="mine").evaluation.split == "validation"
+    assert settings.folder == tmp_path / "mine" / "confirm"
+    assert (settings.eps, settings.attack_steps, settings.depth) == (0.1, 2, 8)
+
+
+# Gates
+
+HONEST = {"batch_dependence.n": 256.0, "batch_dependence.changed.any": 0.0, "overfitted": False}
+HONEST |= {"strong.pgd": 0.5, "strong.converged": 0.49, "strong.autoattack": 0.47, "strong.square_alone": 0.0}
+HONEST |= {"strong.eps.0.05": 0.8, "strong.eps.0.1": 0.5, "strong.eps.0.2": 0.1, "strong.eps.0.5": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "failed", "figure"),
+    [
+        ({}, [], None),
+        ({"strong.autoattack": 0.40}, ["autoattack"], 0.1),
+        ({"strong.square_alone": 0.1}, ["square"], 0.1),
+        ({"strong.eps.0.2": 0.6}, ["eps_falls"], 0.1),
+        ({"strong.eps.0.5": 0.09}, ["eps_large"], 0.09),
+        ({"strong.converged": 0.4}, ["more_steps"], 0.1),
+        ({"batch_dependence.changed.any": 64.0}, ["batch"], 0.25),
+        ({"overfitted": True}, ["overfitting"], 1.0),
+        ({"strong.autoattack": 0.45, "strong.converged": 0.48}, [], None),  # just as much as is allowed
+    ],
+)
+def test_each_gate_fails_on_what_it_watches_alone(spoilt, failed, figure):
+    judged = gates.judge([HONEST | spoilt] * 2, gates.Attack(0.1, 10))
+    assert [gate.gate for gate in judged] == [gate.name for gate in gates.GATES]
+    assert [gate.gate for gate in judged if not gate.passed] == failed
+    for gate, made in zip(judged, gates.GATES, strict=True):
+        assert gate.text.endswith(made.failure) is not gate.passed
+        if gate.gate in failed:
+            assert gate.figure == pytest.approx(figure)
+
+
+def test_gates_pool_the_seeds():
+    one_bad = [HONEST, HONEST, HONEST | {"strong.autoattack": 0.38, "overfitted": True}]
+    judged = {gate.gate: gate for gate in gates.judge(one_bad, gates.Attack(0.1, 10))}
+    assert judged["autoattack"].figure == pytest.approx((0.03 + 0.03 + 0.12) / 3) and not judged["autoattack"].passed
+    assert judged["overfitting"].figure == pytest.approx(1 / 3) and "1 of 3 trainings" in judged["overfitting"].text
+
+
+def test_failing_by_design_is_explained():
+    (gate,) = [
+        gate
+        for gate in gates.judge([HONEST | {"batch_dependence.changed.any": 100.0}], gates.Attack(0.1, 10))
+        if gate.gate == "batch"
+    ]
+    assert "statistics of the inference batch" in gate.text
+
+
+# Tables
+
+
+def trained(study, settings, number, seed, mask, seconds, **attrs):
+    """Ends the enqueued training of this member and seed."""
+    trial = study.ask()
+    assert (trial.user_attrs["member"], trial.user_attrs["config"]["seed"]) == (number, seed)
+    probes = {name: value for name, value in HONEST.items() if name != "overfitted"}
+    found = {"probes": probes | {"strong.robust": pack_of(mask), "strong.n": 4.0}, "reason": "finished", "curve": []}
+    found |= {"clean_accuracy": 0.9, "n_examples": len(mask)} | attrs
+    for name, value in found.items():
+        trial.set_user_attr(name, value)
+    study.tell(trial, [float(np.mean(mask)), seconds])
+
+
+def pack_of(mask):
+    import torch
+
+    return pack(torch.tensor(mask, dtype=torch.bool))
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A confirmation with two seeds of trials 1 and 2, one of which failed."""
+    searched = search(tmp_path)
+    settings = confirm.resolve(searched, {"results_dir": str(tmp_path), "seeds": 2})
+    settings.folder.mkdir()
+    chosen = members.members_numbered(searched.trials, [1, 2])
+    settings = settings.model_copy(update={"trials": confirmation.n_trials(settings, chosen)})
+    study = confirmation.prepare(settings, chosen)
+    masks = {
+        (1, 0): [1, 1, 1, 0, 0, 1, 0, 1, 1],
+        (2, 0): [0, 0, 1, 0, 0, 1, 0, 1, 0],
+        (1, 1): [1, 0, 1, 0, 0, 0, 0, 1, 1],
+    }
+    first, second = members.fresh_seeds(3, 2)
+    trained(study, settings, 1, first, masks[1, 0], 12.0)
+    trained(study, settings, 2, first, masks[2, 0], 6.0, reason="finished; catastrophic overfitting in epoch 3: …")
+    trained(study, settings, 1, second, masks[1, 1], 14.0)
+    trial = study.ask()
+    study.tell(trial, state=TrialState.FAIL)
+    return searched, study, settings, masks
+
+
+def test_the_table_has_means_deviations_and_intervals_over_seeds(made):
+    searched, study, settings, masks = made
+    judged = confirmation.judge(study.trials, settings)
+    table = confirmation.confirmed_frame(study.trials, searched.trials, judged).set_index("number")
+    assert list(table.index) == [2, 1]  # fastest first
+    assert table.loc[1, ["n_seeds", "n_failed", "n_examples", "n_attack_examples"]].tolist() == [2, 0, 9, 4]
+    assert table.loc[2, ["n_seeds", "n_failed"]].tolist() == [1, 1]
+    accuracies = [np.mean(masks[1, 0]), np.mean(masks[1, 1])]
+    bounds = stats.ttest_1samp([12.0, 14.0], 0).confidence_interval(0.95)
+    assert table.loc[1, "adversarial_mean"] == pytest.approx(np.mean(accuracies))
+    assert table.loc[1, "adversarial_std"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert table.loc[1, "adversarial_low"] == 0 and table.loc[1, "adversarial_high"] == 1  # of two seeds: anything
+    assert table.loc[1, "seconds_mean"] == 13.0 and table.loc[1, "seconds_high"] == pytest.approx(bounds.high)
+    assert table.loc[2, ["seconds_std", "seconds_low", "seconds_high"]].isna().all()
+    assert table.loc[1, ["searched_adversarial", "searched_seconds"]].tolist() == [0.5, 10.0]
+    assert table["gates_failed"].to_dict() == {1: "", 2: "overfitting"}
+    assert table["role"].to_dict() == {1: "front", 2: "front"}
+
+
+def test_the_probability_is_that_of_the_trainings_own_masks(made):
+    searched, study, settings, masks = made
+    table = confirmation.confirmed_frame(study.trials, searched.trials, {}).set_index("number")
+    robust = [[masks[1, 0], masks[1, 1]], [masks[2, 0]]]
+    expected = probability_on_front(robust, [[12.0, 14.0], [6.0]])
+    assert table.loc[[1, 2], "front_probability"].tolist() == pytest.approx(expected.tolist())
+
+
+def test_a_member_that_only_failed_has_a_row_without_figures(tmp_path):
+    searched = search(tmp_path)
+    settings = confirm.resolve(searched, {"results_dir": str(tmp_path), "seeds": 1})
+    settings.folder.mkdir()
+    study = confirmation.prepare(settings, members.members_numbered(searched.trials, [1]))
+    study.tell(study.ask(), state=TrialState.FAIL)
+    table = confirmation.confirmed_frame(study.trials, searched.trials, confirmation.judge(study.trials, settings))
+    assert table.loc[0, ["n_seeds", "n_failed"]].tolist() == [0, 1] and pd.isna(table.loc[0, "seconds_mean"])
+    assert confirmation.gates_frame(study.trials, table, {}).empty
+    assert confirmation.printed(table).row_count == 1
+
+
+def test_each_member_and_seed_is_enqueued_once_and_more_seeds_are_added(made):
+    searched, study, settings, _ = made
+    chosen = members.members_numbered(searched.trials, [1, 2])
+    assert len(confirmation.prepare(settings, chosen).trials) == 4
+    more = confirm.resolve(searched, {"results_dir": settings.results_dir, "seeds": 3})
+    assert confirmation.n_trials(more, chosen) == 6
+    trials = confirmation.prepare(more, chosen).trials
+    assert len({(trial.user_attrs["member"], trial.user_attrs["config"]["seed"]) for trial in trials}) == 6
+
+
+def test_an_interrupted_training_is_handed_out_again_and_the_timeout_forgotten(made):
+    searched, study, settings, _ = made
+    chosen = members.members_numbered(searched.trials, [1, 2])
+    more = confirm.resolve(searched, {"results_dir": settings.results_dir, "seeds": 3, "timeout": 5.0})
+    running = confirmation.prepare(more, chosen).ask()
+    again = confirm.resolve(searched, {"results_dir": settings.results_dir})
+    assert (again.seeds, again.timeout) == (3, None)
+    assert confirmation.prepare(again, chosen).trials[running.number].state is TrialState.WAITING
+
+
+def test_other_settings_than_the_confirmations_are_refused(made):
+    searched, _, settings, _ = made
+    with pytest.raises(InputError, match=r"attack_examples 7 \(the study has 50\)"):
+        confirm.resolve(searched, {"results_dir": settings.results_dir, "attack_examples": 7})
+    with pytest.raises(InputError, match="concurrent 2"):
+        confirm.resolve(searched, {"results_dir": settings.results_dir, "concurrent": 2})
+
+
+# Mistakes
+
+
+def no_front(folder):
+    (folder / "mine").mkdir()
+    study = storage.open_study(storage.from_url(f"sqlite:///{folder / 'mine' / 'study.db'}"), "mine")
+    study.set_user_attr("settings", SETTINGS)
+    add(study, None, None, state=TrialState.FAIL)
+
+
+def another_version(folder):
+    search(folder)
+    with sqlite3.connect(folder / "mine" / "study.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'v0.9.0.a'")
+        database.execute("UPDATE version_info SET schema_version = 3")
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (search, ["mien"], "name: 'mien' (did you mean 'mine'?)"),
+        (lambda folder: None, ["mine"], "name: 'mine'; accepted: none yet"),
+        (no_front, ["mine"], "a study without a front given (1 trials, 1 ended, none complete)"),
+        (another_version, ["mine"], "storage: sqlite:///"),
+        (search, ["mine", "--seeds", "0"], "seeds: 0 given"),
+        (search, ["mine", "--members", "1,x"], "'1,x' is not a list of trial numbers"),
+        (search, ["mine", "--members", "3"], "members: 3 given; accepted: complete trials, such as those of the front"),
+        (search, ["mine", "--gpus-per-trial", "0.5"], "gpus_per_trial: 0.5 given; accepted: 0, or whole GPUs"),
+        (search, ["mine", "--attack-examples", "0"], "attack_examples: 0 given"),
+        (search, ["mine", "--address", "localhost:1"], "address: 'localhost:1' given"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_status_2_and_writes_nothing(make, arguments, message, tmp_path, capsys):
+    make(tmp_path)
+    before = {path: path.stat().st_size for path in tmp_path.rglob("*") if not path.name.startswith(".")}
+    assert confirm.main([*arguments, "--results-dir", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err and out == ""
+    assert before == {path: path.stat().st_size for path in tmp_path.rglob("*") if not path.name.startswith(".")}
+
+
+def test_a_search_that_runs_is_not_confirmed_beside_it(tmp_path, capsys):
+    search(tmp_path)
+    with driver_lock(tmp_path / "mine"):
+        assert confirm.main(["mine", "--results-dir", str(tmp_path)]) == 2
+    assert "is being run by" in capsys.readouterr().err
+
+
+# A real one, small
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_confirmation_runs_goes_on_and_leaves_the_search_as_it_was(tmp_path, capsys):
+    searched = search(tmp_path)
+    folder, given = tmp_path / "mine", ["mine", "--results-dir", str(tmp_path)]
+    first = [*given, "--seeds", "1", "--members", "1,2", "--attack-examples", "4", "--eval-examples", "40"]
+    assert confirm.main(first) == 0
+    out = capsys.readouterr().out
+    assert "All 2 trainings have ended" in out and "one training at a time" in out and "\x1b" not in out
+    study = optuna.load_study(storage=f"sqlite:///{folder / 'confirm' / 'study.db'}", study_name="mine-confirm")
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
+    assert {trial.user_attrs["config"]["seed"] for trial in study.trials} == {1_000_003}
+    for trial in study.trials:
+        assert trial.user_attrs["n_examples"] == 40
+        assert confirmation.unpack(trial).mean() == pytest.approx(trial.values[0])  # the masks are PGD's own
+    table = pd.read_csv(folder / "confirmed.csv")
+    assert set(table["number"]) == {1, 2} and set(table["n_attack_examples"]) == {4}
+    assert len(pd.read_csv(folder / "gates.csv")) == 2 * len(gates.GATES)
+    assert not (folder / "confirm" / "front.csv").exists() and not (folder / "confirm" / "models").exists()
+
+    before = (folder / "confirmed.csv").read_bytes()
+    assert confirm.main([*given, "--seeds", "1", "--members", "1,2"]) == 0  # nothing is missing
+    assert len(study.get_trials()) == 2 and (folder / "confirmed.csv").read_bytes() == before
+
+    assert len(searched.get_trials()) == 4
+    capsys.readouterr()
+    assert pareto.main(["--name", "mine", "--eval-examples", "60", "--attack-steps", "2", *given[1:]]) == 0
+    assert "All 4 trials have ended" in capsys.readouterr().out
