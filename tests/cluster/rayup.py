@@ -59,7 +59,7 @@ class Cluster:
     def up(self) -> None:
         """`ray up` as a user types it, and the tunnel to the dashboard."""
         up = self.laptop.run(RAY, "up", "--yes", self.config_file, cwd=ROOT, timeout=400, **TOKEN)
-        assert up.returncode == 0, up.stdout + up.stderr
+        assert up.returncode == 0, (up.stdout + up.stderr)[-3000:]
         if self.forward is not None:
             stop(self.forward)
         log = self.laptop.folder / "dashboard.log"

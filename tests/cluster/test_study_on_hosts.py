@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from tests.cluster.hosts import wait_until
-from tests.cluster.rayup import Cluster
+from tests.cluster.rayup import TOKEN, Cluster
 from tests.faults.campaign import EPOCHS, SPACE
 from tests.faults.invariants import Account, check, open_study, read_log
 from trainables.trial import load_model
@@ -99,6 +100,30 @@ def test_the_head_answers_nobody_without_the_token(whole_cluster):
         whole_cluster.get("api/jobs/", token="~/wrong")
     assert isinstance(whole_cluster.get("api/jobs/"), list)
     assert whole_cluster.workers[0].run("bash", "-c", f"</dev/tcp/{whole_cluster.head.address}/8265").returncode != 0
+
+
+OLD_RAY = """
+import sys, ray
+ray.__version__ = "2.59.0"
+from study import pareto
+sys.exit(pareto.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "python, options, line",
+    [
+        (["-m", "study.pareto"], ["--gpus-per-trial", "1"], r"gpus_per_trial: 1.0 given; accepted: at most 0, "),
+        (["-c", OLD_RAY], [], r"address: 'auto' given \(.*2\.60\.0.*2\.59\.0.*\)"),
+    ],
+    ids=["GPUs where there are none", "another version of Ray"],
+)
+def test_what_does_not_fit_the_cluster_is_one_line(whole_cluster, python, options, line):
+    head = whole_cluster.head
+    command = [sys.executable, *python, "--address", "auto", "--name", "unfit", *options]
+    answer = head.run(*command, cwd=whole_cluster.network.home / "adversarial-pareto", **TOKEN)
+    assert answer.returncode == 2 and re.fullmatch(f"error: {line}.*\n", answer.stderr), answer.stderr
+    assert not (head.home / "adversarial-pareto" / "results" / "unfit").exists()
 
 
 def test_a_worker_cut_off_mid_trial_costs_one_epoch_and_no_trial(whole_cluster):
