@@ -48,6 +48,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks import plain_loop
+from benchmarks.engine_table import FLOOR, Row, lines, parity_differences, small_against_large, table
 from trainables import adversarial, cuda_graphs, data, engine
 from trainables.attacks import ContinuousPgd, accuracy, classified, evaluating
 from trainables.cuda_graphs import Graphs
@@ -57,9 +58,7 @@ from trainables.files import write_whole
 from trainables.resnet import resnet
 
 EPS, STEP_SIZE = 8 / 255, 2 / 255
-T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t by number of pairs
 
-Row = dict[str, object]
 Say = Callable[[Row], None]  # keeps a row of a section
 
 
@@ -564,8 +563,7 @@ def parity(settings: Settings, say: Say) -> None:
     train, held_out = images(settings)
     held_out = Split(held_out.images[:2000], held_out.labels[:2000])
     x = data.to_float(held_out.images).contiguous(memory_format=torch.channels_last)
-    found: dict[str, dict[str, list[float]]] = {}
-    for seed in range(settings.seeds):  # seeds outside, so that a run cut short has whole pairs
+    for seed in range(settings.seeds):  # the precisions inside, so that a run cut short has whole pairs
         for precision in ("fp32", "tf32", "bf16"):
             start = now(settings)
             model = trained(settings, train, precision, seed).model
@@ -574,17 +572,8 @@ def parity(settings: Settings, say: Say) -> None:
                 clean = accuracy(model, x, held_out.labels, settings.evaluation_batch)
                 generator = torch.Generator(settings.torch_device).manual_seed(0)
                 robust = judged(settings, model, held_out, 10).robust_mask(x, held_out.labels, generator)
-            robust_accuracy = robust.float().mean().item()
-            scores = {"clean_accuracy": clean, "robust_accuracy": robust_accuracy}
-            say({"seed": seed, "precision": precision, **scores, "train_seconds": seconds})
-            for name, score in scores.items():
-                found.setdefault(precision, {}).setdefault(name, []).append(score)
-    for precision in ("tf32", "bf16"):
-        for name, scores in found[precision].items():
-            differences = [score - exact for score, exact in zip(scores, found["fp32"][name], strict=True)]
-            half = T_975[len(differences)] * statistics.stdev(differences) / math.sqrt(len(differences))
-            mean = statistics.mean(differences)
-            say({"precision": precision, "difference_of": name, "mean": mean, "interval": [mean - half, mean + half]})
+            row = {"seed": seed, "precision": precision, "clean_accuracy": clean}
+            say(row | {"robust_accuracy": robust.float().mean().item(), "n": len(robust), "train_seconds": seconds})
 
 
 SECTIONS: dict[str, tuple[Callable[[Settings, Say], None], float]] = {  # and the seconds that each may take
@@ -666,90 +655,6 @@ def versions() -> Row:
     }
 
 
-def floor_seconds(row: Row, n_kernels: int | None, found: list[Row], precision: str = "tf32") -> dict[str, float]:
-    """The three bounds of a step, from its counts and the measured ceilings; empty where one of them is missing."""
-    ceiling = {(each["what"], each.get("precision")): each for each in found}
-    if n_kernels is None:
-        return {}
-    try:
-        return {
-            "flops": row["flops"] / ceiling["matrix product", precision]["flop_per_second"],
-            "bytes": row["least_bytes"] / ceiling["copy", None]["bytes_per_second"],
-            "kernels": n_kernels * ceiling["graph node", None]["seconds"],
-        }
-    except KeyError:
-        return {}
-
-
-def table(sections: dict[str, Row]) -> list[Row]:
-    """One row a batch size, norm and training: each variant's images/s and its ratio to plain and to the floor."""
-    cells: dict[tuple, Row] = {}
-    ceiling_rows = sections.get("ceilings", {}).get("rows", [])
-    kernel_rows = sections.get("kernels", {}).get("rows", [])
-    n_kernels = {(row["norm"], row["training"]): row["kernels"] for row in kernel_rows}
-    for row in sections.get("steps", {}).get("rows", []):
-        key = (row["batch_size"], row["norm"], row["training"])
-        cell = cells.setdefault(key, dict(zip(("batch_size", "norm", "training"), key, strict=True)))
-        cell[f"{row['variant']}: images/s"] = row["images_per_second"]
-        cell[f"{row['variant']}: ms/step"] = row["ms_per_step"]
-        if row["variant"] == "engine":
-            cell["capture seconds"] = row["prepare_seconds"]
-            bounds = floor_seconds(row, n_kernels.get(key[1:]), ceiling_rows)
-            if bounds:
-                cell["floor: ms/step"] = 1000 * max(bounds.values())
-                cell["floor: bound by"] = max(bounds, key=bounds.__getitem__)
-    for cell in cells.values():
-        for variant in ("plain, channels_last and autocast", *VARIANTS):
-            own, plain = cell.get(f"{variant}: ms/step"), cell.get("plain: ms/step")
-            if own and plain:
-                cell[f"{variant}: times plain"] = plain / own
-        if "engine: ms/step" in cell and "floor: ms/step" in cell:
-            cell["engine: times floor"] = cell["engine: ms/step"] / cell["floor: ms/step"]
-    return list(cells.values())
-
-
-def lines(rows: list[Row]) -> Iterator[str]:
-    """A table for people, one line a variant."""
-    yield f"{'batch':>5} {'norm':10} {'training':8} {'variant':34} {'images/s':>10} {'ms/step':>9} {'x plain':>8}"
-    for row in rows:
-        for name in ("plain", "plain, channels_last and autocast", *VARIANTS):
-            if f"{name}: ms/step" in row:
-                ratio = row.get(f"{name}: times plain", 1.0)
-                yield (
-                    f"{row['batch_size']:5} {row['norm']:10} {row['training']:8} {name:34} "
-                    f"{row[f'{name}: images/s']:10.0f} {row[f'{name}: ms/step']:9.3f} {ratio:8.2f}"
-                )
-        if "floor: ms/step" in row:
-            yield f"{'':25} {'floor, by ' + row['floor: bound by']:34} {'':10} {row['floor: ms/step']:9.3f}"
-
-
-def more_lines(sections: dict[str, Row]) -> Iterator[str]:
-    """The other sections, one line a row."""
-    for name in ("tuning", "packing", "evaluation", "parity"):
-        for row in sections.get(name, {}).get("rows", []):
-            yield f"{name:10} " + ", ".join(f"{key} {short(value)}" for key, value in row.items())
-
-
-def short(value: object) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(short(each) for each in value)}]"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def small_against_large(rows: list[Row]) -> dict[str, float]:
-    """Seconds of an epoch at batch 8 over those at batch 128, by norm and training."""
-    engine_ms = {
-        (row["batch_size"], row["norm"], row["training"]): row["engine: ms/step"]
-        for row in rows
-        if "engine: ms/step" in row
-    }
-    return {
-        f"{norm}, {training}": (ms / 8) / (engine_ms[128, norm, training] / 128)
-        for (size, norm, training), ms in engine_ms.items()
-        if size == 8 and (128, norm, training) in engine_ms
-    }
-
-
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         raise InputError(message)
@@ -789,18 +694,16 @@ def benchmark(args: argparse.Namespace) -> None:
         "versions": versions(),
         "settings": {name: value for name, value in vars(settings).items() if name != "data"},
         "images": "made up" if settings.data is None else "given by --data",
-        "floor": "max(flops / flop_per_second, least_bytes / bytes_per_second, kernels * seconds of a graph node)",
+        "floor": FLOOR,
         "sections": {},
     }
     for name in args.sections:
         content["sections"][name] = measured(name, settings, argv)
         content["table"] = table(content["sections"])
+        content["differences of precisions"] = parity_differences(content["sections"])
         content["epoch at batch 8 / at 128"] = small_against_large(content["table"])
         write_whole(args.out, (json.dumps(content, indent=1) + "\n").encode())
-    print(*lines(content["table"]), *more_lines(content["sections"]), sep="\n")
-    print("epoch at batch 8 / at 128:", content["epoch at batch 8 / at 128"])
-    for name, section in content["sections"].items():
-        print(f"{name}: {section['status']}, {section['seconds']:.0f} s")
+    print(*lines(content["table"], content["sections"]), sep="\n")
     return None
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import engine, plain_loop
+from benchmarks.engine_table import floor_seconds, parity_differences, small_against_large, table
 from trainables.attacks import classified
 from trainables.resnet import resnet
 
@@ -29,12 +30,48 @@ def test_the_shrunken_form_runs_every_section_to_its_end(content):
 
 
 @pytest.mark.slow
-def test_the_table_relates_each_variant_to_plain_and_the_engine_to_its_floor(content):
+def test_every_cell_has_its_variants_and_a_floor(content):
     assert len(content["table"]) == 4  # two norms, two trainings
-    for row in content["table"]:
-        assert row["engine: times plain"] == pytest.approx(row["plain: ms/step"] / row["engine: ms/step"])
-        assert row["engine: images/s"] == pytest.approx(1000 * row["batch_size"] / row["engine: ms/step"])
-        assert row["engine: times floor"] == pytest.approx(row["engine: ms/step"] / row["floor: ms/step"])
+    for cell in content["table"]:
+        assert {"plain", "plain, channels_last and autocast", "engine", "engine bf16"} <= set(cell["variants"])
+        assert cell["floor"]["times"] > 1 and cell["capture_seconds"] > 0
+
+
+def test_the_table_relates_variants_to_plain_to_the_floor_and_to_each_other():
+    ceilings = [
+        {"what": "matrix product", "precision": "tf32", "flop_per_second": 1e6},
+        {"what": "copy", "bytes_per_second": 1e6},
+        {"what": "graph node", "seconds": 1e-3},
+    ]
+    cell = {"norm": "fixup", "training": "natural"}
+
+    def step(size, variant, ms):
+        speed = {"ms_per_step": ms, "images_per_second": 1000 * size / ms}
+        return {**cell, "batch_size": size, "variant": variant, **speed, "flops": 100, "least_bytes": 5000,
+                "prepare_seconds": 1.0}  # fmt: skip
+
+    rows = [step(8, "plain", 40.0), step(8, "engine", 10.0), step(128, "plain", 60.0), step(128, "engine", 80.0)]
+    sections = {"steps": {"rows": rows}, "ceilings": {"rows": ceilings}, "kernels": {"rows": [{**cell, "kernels": 2}]}}
+    small, large = table(sections)
+    assert (small["variants"]["engine"]["times_plain"], large["variants"]["engine"]["times_plain"]) == (4, 0.75)
+    assert small["floor"] == {"ms_per_step": 5.0, "by": "bytes", "times": 2.0}
+    assert small_against_large([small, large]) == pytest.approx({"fixup, natural": (10 / 8) / (80 / 128)})
+
+
+def test_precisions_are_compared_seed_by_seed():
+    def row(seed, precision, clean):
+        return {"seed": seed, "precision": precision, "clean_accuracy": clean, "robust_accuracy": 0.5}
+
+    rows = [row(0, "fp32", 0.8), row(0, "bf16", 0.7), row(1, "fp32", 0.6), row(1, "bf16", 0.7), row(2, "bf16", 0.1)]
+    clean, robust = parity_differences({"parity": {"rows": rows}})
+    assert (clean["precision"], clean["of"], clean["seeds"], robust["interval"]) == (
+        "bf16",
+        "clean_accuracy",
+        2,
+        [0, 0],
+    )
+    # Differences -0.1 and 0.1: mean 0, standard error 0.1, t of one degree of freedom 12.706.
+    assert clean["mean"] == pytest.approx(0) and clean["interval"] == pytest.approx([-1.2706, 1.2706])
 
 
 @pytest.mark.slow
@@ -56,8 +93,8 @@ def test_the_floor_is_the_largest_of_three_bounds():
         {"what": "graph node", "seconds": 0.5},
     ]
     counts = {"flops": 200, "least_bytes": 50}
-    assert engine.floor_seconds(counts, 4, ceilings) == {"flops": 2.0, "bytes": 5.0, "kernels": 2.0}
-    assert engine.floor_seconds(counts, 4, ceilings[:1]) == engine.floor_seconds(counts, None, ceilings) == {}
+    assert floor_seconds(counts, 4, ceilings) == {"flops": 2.0, "bytes": 5.0, "kernels": 2.0}
+    assert floor_seconds(counts, 4, ceilings[:1]) == floor_seconds(counts, None, ceilings) == {}
 
 
 def test_the_plain_attack_is_torchattacks():
