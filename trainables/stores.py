@@ -4,6 +4,8 @@ A place is a path, or a URI such as `s3://bucket/folder`; credentials come from 
 never from the URI. Both kinds have the same four methods.
 """
 
+import errno
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -137,11 +139,15 @@ def store(place: str | Path) -> Store:
 
 
 def require_writable(place: str) -> None:
-    """Writes a file and removes it again.
+    """Writes a file and removes it again; for a folder that does not exist yet, where it would be made.
 
     Raises:
         OSError, ValueError: If the place cannot be written.
     """
+    if not is_uri(place):
+        place = str(next(path for path in [Path(place), *Path(place).absolute().parents] if path.exists()))
+        if not os.path.isdir(place):
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder", place)
     there, name = store(place), f".probe-{uuid.uuid4().hex}"
     there.write(name, b"")
     there.remove(name)

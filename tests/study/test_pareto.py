@@ -248,6 +248,18 @@ def test_a_full_disk_is_a_mistake_before_anything_is_written(tmp_path, monkeypat
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize(
+    "place", ["{folder}/file/x", "/proc/x", "gopher://host/x", "s3://key:secret@bucket/x"], ids=lambda place: place[:6]
+)
+def test_a_storage_path_that_cannot_be_written_is_a_mistake_before_anything_is_written(place, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    place = place.format(folder=tmp_path)
+    assert pareto.main(["--results-dir", str(tmp_path / "results"), "--storage-path", place]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: storage_path: ") and error.count("\n") == 1 and "secret" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_folder_with_other_files_is_not_taken_over(tmp_path, capsys):
     (tmp_path / "quickstart").mkdir()
     (tmp_path / "quickstart" / "thesis.tex").write_text("mine")
