@@ -12,11 +12,11 @@ import optuna
 
 from study import cli, members, storage
 from study.members import ConfirmSettings, Member
-from study.pareto import check_room
+from study.pareto import check_room, check_storage_path
 from study.settings import from_layers
 from trainables.errors import InputError
 
-INHERITED = ("dataset", "data_dir", "depth", "eps", "attack_steps", "seed", "cpus_per_trial")
+INHERITED = ("dataset", "data_dir", "depth", "eps", "attack_steps", "seed", "cpus_per_trial", "storage_path")
 
 
 class Numbers(click.ParamType):
@@ -44,6 +44,7 @@ class Numbers(click.ParamType):
 @click.option("--concurrent", type=int, help="Trainings at once. [default: 1 on CPUs, else as many as GPUs]")
 @click.option("--results-dir", default="results", show_default=True, help="Folder of results/<name>/.")
 @click.option("--storage", "url", metavar="URL", help="The search's Optuna storage. [default: SQLite in the results]")
+@click.option("--storage-path", metavar="PLACE", help="Checkpoints on a cluster, as for study.pareto.")
 @click.option("--address", help="A running Ray cluster, e.g. auto or ray-head:6379. [default: Ray on this machine]")
 @cli.log_level
 def command(name: str, numbers: list[int] | None, results_dir: str, url: str | None, **given: object) -> int:
@@ -54,6 +55,7 @@ def command(name: str, numbers: list[int] | None, results_dir: str, url: str | N
     trials = searched.get_trials(deepcopy=False)
     chosen = members.members_numbered(trials, numbers) if numbers else members.default_members(trials)
     check_room(settings)
+    check_storage_path(settings)
     return run(settings, searched, chosen)
 
 

@@ -1,0 +1,228 @@
+"""Which configuration is named, and that the command that is printed trains it."""
+
+import math
+import shlex
+import time
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from study import confirm, members, recommend, train
+from study.recommend import Candidate, choose
+from tests.study import synthetic
+from tests.study.test_confirm import another_version, made, no_front, search  # noqa: F401 (made: a fixture)
+from trainables.errors import InputError
+from trainables.trial import load_model
+
+NONE = (math.nan, math.nan)
+
+
+def candidate(number, accuracy, seconds, **more):
+    given = {"seconds_interval": NONE, "adversarial_interval": (accuracy - 0.05, accuracy + 0.05), "clean": 0.9}
+    given |= {"n_examples": 300} | more
+    return Candidate(number, f"member {number}", seconds=seconds, adversarial=accuracy, **given)
+
+
+FRONT = [candidate(1, 0.2, 5.0), candidate(2, 0.45, 10.0), candidate(3, 0.5, 100.0)]
+
+
+@pytest.mark.parametrize(
+    ("max_seconds", "min_accuracy", "number"),
+    [(None, None, 2), (50.0, None, 2), (5.0, None, 1), (None, 0.46, 3), (None, 0.1, 1), (200.0, 0.3, 3)],
+)
+def test_limits_choose_the_most_accurate_the_fastest_or_else_the_knee(max_seconds, min_accuracy, number):
+    assert choose(FRONT, max_seconds, min_accuracy).candidate.number == number
+
+
+POINTS = st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 100)), min_size=1, max_size=8)
+
+
+@given(POINTS, st.none() | st.floats(0.1, 100), st.none() | st.floats(0, 1))
+def test_what_is_chosen_satisfies_the_limits_and_nothing_that_does_beats_it(points, most, least):
+    candidates = [candidate(i, accuracy, seconds) for i, (accuracy, seconds) in enumerate(points)]
+    fitting = [
+        (accuracy, seconds)
+        for accuracy, seconds in points
+        if (most is None or seconds <= most) and (least is None or accuracy >= least)
+    ]
+    if not fitting:
+        with pytest.raises(InputError, match="accepted: at"):
+            choose(candidates, most, least)
+        return
+    accuracy, seconds = choose(candidates, most, least).candidate.point
+    assert (accuracy, seconds) in fitting
+    assert not any(a >= accuracy and s <= seconds and (a, s) != (accuracy, seconds) for a, s in fitting)
+    if most is not None:
+        assert accuracy == max(a for a, _ in fitting)
+    elif least is not None:
+        assert seconds == min(s for _, s in fitting)
+
+
+@pytest.mark.parametrize(
+    ("max_seconds", "min_accuracy", "message"),
+    [
+        (1.0, None, "max_seconds: 1 given; accepted: at least 5, #1's"),
+        (None, 0.9, "min_adv_accuracy: 0.9 given; accepted: at most 0.5, #3's"),
+        (20.0, 0.48, "max_seconds: 20 given with min_adv_accuracy 0.48; accepted: at least 100, #3's"),
+    ],
+)
+def test_limits_that_nothing_satisfies_are_answered_with_what_would(max_seconds, min_accuracy, message):
+    with pytest.raises(InputError, match=message):
+        choose(FRONT, max_seconds, min_accuracy)
+
+
+def test_members_that_failed_a_gate_are_left_out_while_others_remain():
+    tainted = [candidate(1, 0.2, 5.0), candidate(2, 0.45, 10.0, gates_failed="square")]
+    choice = choose(tainted, 50.0, None)
+    assert choice.candidate.number == 1 and "1 of 2 candidates failed a gate" in " ".join(choice.reasons)
+    choice = choose(tainted[1:], 50.0, None)
+    assert choice.candidate.number == 2 and "Gates it failed: square" in " ".join(choice.reasons)
+
+
+def test_an_interval_that_crosses_a_limit_is_named():
+    choice = choose([candidate(1, 0.42, 9.0, seconds_interval=(7.0, 11.0))], 10.0, 0.4)
+    said = " ".join(choice.reasons)
+    assert "reaches beyond 10" in said and "reaches below 0.4" in said
+    assert "reaches" not in " ".join(choose([candidate(1, 0.9, 9.0)], 10.0, 0.4).reasons)
+
+
+# The command
+
+
+def printed(capsys, arguments):
+    assert recommend.main(arguments) == 0
+    return capsys.readouterr().out
+
+
+def test_without_confirmation_the_searchs_figures_are_given_as_such(tmp_path, capsys):
+    search(tmp_path)
+    out = printed(capsys, ["mine", "--results-dir", str(tmp_path), "--max-seconds", "12"])
+    assert out.startswith("#1 batchnorm 128\n") and "0.500 [0.377, 0.623]" in out  # Wilson's, of 30 of 60
+    assert "Nothing is confirmed" in out and "60 validation images" in out
+    assert f"study.confirm mine --results-dir {tmp_path}" in out
+
+
+def test_confirmed_figures_count_where_there_are_some(made, tmp_path, capsys):  # noqa: F811
+    from rich.console import Console
+
+    from study.confirmation import finish
+
+    searched, study, settings, masks = made
+    with open(tmp_path / "out.txt", "w") as out:
+        finish(searched, study, settings, Console(file=out, width=120), "finished")
+    assert "overfitting, #2 batchnorm 32:" in (tmp_path / "out.txt").read_text()
+    out = printed(capsys, ["mine", "--results-dir", str(tmp_path), "--min-adv-accuracy", "0.3"])
+    accuracy = (sum(masks[1, 0]) + sum(masks[1, 1])) / 18
+    assert out.startswith("#1 batchnorm 128\n") and f"{accuracy:.3f} [0.000, 1.000]" in out
+    assert "Figures are confirmed" in out and "mean of 2 seeds" in out and "9 test images" in out
+    assert "AutoAttack" in out and "Nothing is confirmed" not in out
+
+
+def test_members_without_confirmation_are_named(made, tmp_path, capsys):  # noqa: F811
+    from study import confirmation
+    from tests.study.test_confirm import add
+
+    searched, study, settings, _ = made
+    add(searched, 0.9, 90.0, batch=16)
+    table = confirmation.confirmed_frame(study.trials, searched.trials, {})
+    table.to_csv(tmp_path / "mine" / "confirmed.csv", index=False)
+    out = printed(capsys, ["mine", "--results-dir", str(tmp_path)])
+    assert "1 of 3 members of the front are not confirmed and were left out: #4." in out
+
+
+def test_an_unfinished_study_works_and_says_so(tmp_path, capsys):
+    study = search(tmp_path)
+    study.set_user_attr("settings", study.user_attrs["settings"] | {"trials": 9})
+    assert "The search is unfinished: 4 of 9 trials have ended." in printed(
+        capsys, ["mine", "--results-dir", str(tmp_path)]
+    )
+
+
+def foreign_table(folder):
+    search(folder)
+    pd.DataFrame({"number": [1], "colour": ["red"]}).to_csv(folder / "mine" / "confirmed.csv", index=False)
+
+
+@pytest.mark.parametrize("command", [recommend, train, confirm])
+@pytest.mark.parametrize(
+    ("make", "name", "message"),
+    [
+        (search, "mien", "name: 'mien' (did you mean 'mine'?); accepted: mine"),
+        (no_front, "mine", "accepted"),
+        (another_version, "mine", "storage: sqlite:///"),
+    ],
+)
+def test_a_study_that_cannot_be_used_gets_one_line_and_status_2(command, make, name, message, tmp_path, capsys):
+    make(tmp_path)
+    given = [name, "--results-dir", str(tmp_path)] + (["0"] if command is train else [])
+    assert command.main(given) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err and out == ""
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (search, ["--max-seconds", "nan"], "max_seconds: nan given"),
+        (search, ["--max-seconds", "0"], "max_seconds: 0.0 given"),
+        (search, ["--min-adv-accuracy", "40"], "min_adv_accuracy: 40.0 given; accepted: a fraction"),
+        (foreign_table, [], "confirmed.csv: no column 'n_seeds'"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_status_2(make, arguments, message, tmp_path, capsys):
+    make(tmp_path)
+    assert recommend.main(["mine", "--results-dir", str(tmp_path), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err and out == ""
+
+
+def test_two_thousand_trials_take_seconds(tmp_path, capsys):
+    (tmp_path / "synthetic").mkdir()
+    synthetic.write(f"sqlite:///{tmp_path / 'synthetic' / 'study.db'}", 2000)
+    start = time.process_time()
+    printed(capsys, ["synthetic", "--results-dir", str(tmp_path)])
+    assert time.process_time() - start < 20
+
+
+# The command it prints
+
+
+def test_the_command_it_prints_trains_the_configuration(tmp_path, monkeypatch, capsys):
+    study = search(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    out = printed(capsys, ["mine", "--results-dir", str(tmp_path), "--max-seconds", "5"])
+    python, _, module, *arguments = shlex.split(out.rpartition("Train it: ")[2])
+    assert (python, module) == ("python", "study.train")
+    assert train.main(arguments) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("epoch 1 of 1: ") and said[-1] == "mine-0002.safetensors"
+    with torch.no_grad():
+        assert load_model(said[-1])(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    assert train.main(arguments) == 2  # nothing is overwritten
+    assert "mine-0002.safetensors exists" in capsys.readouterr().err
+    assert members.member(study.trials[2]).config.seed == 5  # the search's own
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["7"], "members: 7 given; accepted: complete trials"),
+        (["two"], "'two' is not a valid integer"),
+        (["1", "--out", "no/such/folder/weights"], "out: no/such/folder/weights given; accepted: a file in a folder"),
+        (["1", "--seed", "-1"], "-1 is not in the range"),
+    ],
+)
+def test_a_mistake_in_training_gets_one_line_and_status_2(arguments, message, tmp_path, capsys):
+    search(tmp_path)
+    assert train.main(["mine", "--results-dir", str(tmp_path), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err and out == ""
+
+
+def test_a_password_is_not_printed():
+    given = recommend.location("results", "postgresql://user:secret@host/name")
+    assert "secret" not in given and given.startswith(" --storage ")
+    assert recommend.location("results", None) == ""
