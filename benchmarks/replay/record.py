@@ -1,19 +1,20 @@
 """Records real trainings for the replay: a random sample of the `full` space, every epoch of each.
 
     python -m benchmarks.replay.record trials.jsonl
-    python -m benchmarks.replay.record --calibrate steps.csv
+    python -m benchmarks.replay.record --calibrate benchmarks/results/replay/steps.csv
     python -m benchmarks.replay.record --compact trials.jsonl
 
 The first trains until it is stopped, one trial after the other on one CPU core; the same command goes on. What
-makes a trial cost seconds: 400 images of digits, a residual network of two stages of 8 and 16 channels, half of the
-space's epochs, PGD steps and replays, and an adversarial accuracy by three steps of PGD on 128 images after each epoch
+makes a trial cost seconds: 320 images of digits, a residual network of two stages of 8 and 16 channels, half of the
+space's epochs, PGD steps and replays, and an adversarial accuracy by three steps of PGD on 100 images after each epoch
 and on 600 at the end. All else is the space's.
 
 The second measures seconds per step in CPU time, since the sample may be recorded beside other work; a trial's time
-is the sum over its steps. The third packs both into benchmarks/results/replay/.
+is the sum over its steps. The third packs what the first made.
 """
 
 import json
+import lzma
 import sys
 import time
 from collections.abc import Iterator
@@ -31,16 +32,17 @@ from trainables import adversarial, data, engine, resnet
 from trainables.config import EvalConfig, TrialConfig
 from trainables.trial import Diverged, Trial
 
-N_TRAIN = 400
+RESULTS = Path(__file__).parents[1] / "results" / "replay"
+N_TRAIN = 320
 CHANNELS = (8, 16)
-VALIDATION_FRACTION = 1100 / 1500
-EVALUATION = EvalConfig(eps=0.1, attack_steps=3, examples=600, curve_examples=128)
-SETTINGS = StudySettings(name="replay", space="full", dataset="digits", depth=8, eps=0.1)
-N_BEFORE_REPEATS, N_REPEATED, N_REPEATS = 200, 20, 3  # the first 20 get three more seeds after trial 200
+VALIDATION_FRACTION = 1180 / 1500
+EVALUATION = EvalConfig(eps=0.06, attack_steps=3, examples=600, curve_examples=100)
+SETTINGS = StudySettings(name="replay", space="full", dataset="digits", depth=8, eps=0.06)
+N_BEFORE_REPEATS, N_REPEATED, N_REPEATS = 60, 12, 3  # the first 12 get three more seeds after trial 60
 N_RANDOM = 1000
 
 NORMS = ("batchnorm", "robustnorm", "groupnorm", "fixup")
-BATCH_SIZES = (8, 16, 32, 64, 128, 256, 400)
+BATCH_SIZES = (8, 16, 32, 64, 128, 256, 320)
 RECIPES = [("natural", 0), ("fgsm", 1), ("pgd", 1), ("pgd", 5), ("trades", 1), ("trades", 5), ("free", 1), ("free", 4)]
 
 
@@ -111,12 +113,17 @@ def calibrate(path: Path, n_rounds: int = 5) -> None:
     for _ in range(n_rounds):
         for norm in NORMS:
             for training, n in RECIPES:
-                config = TrialConfig(depth=8, norm=norm, training=training, eps=0.1, pgd_steps=max(n, 1), free_replays=max(n, 1))
+                config = TrialConfig(
+                    depth=8, norm=norm, training=training, eps=0.06, pgd_steps=max(n, 1), free_replays=max(n, 1)
+                )
                 for size in BATCH_SIZES:
                     seconds = step_seconds(config, dataset, size)
                     key = (norm, training, n, size)
                     rows[key] = min(seconds, rows.get(key, np.inf))
-    frame = pd.DataFrame([(*key, seconds) for key, seconds in rows.items()], columns=["norm", "training", "n_attack_steps", "batch_size", "seconds"])
+    frame = pd.DataFrame(
+        [(*key, seconds) for key, seconds in rows.items()],
+        columns=["norm", "training", "n_attack_steps", "batch_size", "seconds"],
+    )
     frame.to_csv(path, index=False, float_format="%.4g")
 
 
@@ -135,9 +142,20 @@ def step_seconds(config: TrialConfig, dataset: data.Dataset, size: int) -> float
     return (time.process_time() - start) / n
 
 
+def compact(path: Path) -> None:
+    """Both files as the replay reads them."""
+    trials = [json.loads(line) for line in path.read_text().splitlines()]
+    for trial in trials:
+        trial["curve"] = [[round(value, 4) for value in row] for row in trial["curve"]]
+        trial["cpu_seconds"] = round(trial["cpu_seconds"], 2)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({"n_examples": N_TRAIN, "trials": trials}).encode()
+    (RESULTS / "trials.json.xz").write_bytes(lzma.compress(content, preset=9))
+
+
 def main() -> None:
     mode, path = (sys.argv[1], Path(sys.argv[2])) if len(sys.argv) == 3 else ("", Path(sys.argv[1]))
-    {"": record, "--calibrate": calibrate}[mode](path)
+    {"": record, "--calibrate": calibrate, "--compact": compact}[mode](path)
 
 
 if __name__ == "__main__":

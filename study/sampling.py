@@ -1,0 +1,305 @@
+"""Proposes the trial whose expected gain in hypervolume per second is largest; its seconds are known before it runs.
+
+A forest predicts the adversarial accuracy of every candidate from the trials that have ended, running trials count
+as if they had ended as predicted, and a candidate's seconds follow from its schedule. So one of the two objectives is
+certain, and the expected gain has a closed form.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from scipy.special import ndtr
+from sklearn.ensemble import ExtraTreesRegressor
+
+from study.front import non_dominated
+from study.stopping import final_accuracy
+from trainables.batch_schedules import batch_sizes
+from trainables.config import BATCH_KINDS, LrSchedule, Norm, Training, TrialConfig
+
+N_POOL = 256  # random candidates kept from proposal to proposal
+N_FRESH = 16  # of those, replaced each time
+N_NEAR = 64  # candidates that differ a little from a front member
+CHANGE = 0.3  # share of parameters in which they differ
+N_TREES = 32
+REFIT = 1.03  # the forest is fitted anew once so many times as many trials have ended
+LEAF = 2  # trials in a leaf of a tree
+SCALE = 0.5  # of the deviation over trees
+MAX_FITTED = 1000  # trials the forest is fitted to; see `Forest`
+COST_BESIDE = 0.1  # of the candidates' median seconds: what a trial costs besides its training
+LEAST_DEVIATION = 0.02  # of a predicted accuracy: two trainings that differ in their seed alone differ as much
+
+Seconds = Callable[[TrialConfig], float | None]
+
+
+class Draw:
+    """Stands in for a trial while a space is drawn from: no storage, microseconds a parameter.
+
+    Args:
+        generator: Draws the values.
+        near: Parameters to stay close to; each is changed with probability `CHANGE`.
+    """
+
+    number = 0
+
+    def __init__(self, generator: np.random.Generator, near: Mapping[str, object] | None = None) -> None:
+        self.generator, self.near = generator, near or {}
+        self.params: dict[str, Any] = {}
+        self.user_attrs: dict[str, object] = {}
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        kept = name in self.near and self.near[name] in choices and self.generator.random() > CHANGE
+        return self._keep(name, self.near[name] if kept else choices[self.generator.integers(len(choices))])
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        value = self._number(name, low, high, log)
+        if step is not None:
+            value = min(low + round((value - low) / step) * step, high)
+        return self._keep(name, value)
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        value = self._number(name, low - 0.5 * (not log), high + 0.5 * (not log), log)
+        return self._keep(name, int(min(max(low + round((value - low) / step) * step, low), high)))
+
+    def _number(self, name: str, low: float, high: float, log: bool) -> float:
+        scale, back = (math.log, math.exp) if log else (float, float)
+        u = self.generator.random()
+        if name in self.near:
+            if self.generator.random() > CHANGE:
+                return float(self.near[name])
+            centre = (scale(self.near[name]) - scale(low)) / max(scale(high) - scale(low), 1e-12)
+            u = min(max(centre + 0.2 * self.generator.standard_normal(), 0.0), 1.0)
+        return min(max(back(scale(low) + u * (scale(high) - scale(low))), low), high)
+
+    def _keep(self, name: str, value: Any) -> Any:
+        self.params[name] = value
+        return value
+
+
+def features(config: TrialConfig, seconds: float) -> np.ndarray:
+    """A configuration as the numbers that the forest sees; sizes, rates and seconds by their logarithm."""
+    schedule = config.batch_size_schedule
+    sizes = batch_sizes(schedule, config.epochs)
+    n_attack_steps = {"natural": 0, "fgsm": 1, "free": config.free_replays}.get(config.training, config.pgd_steps)
+    numbers = [
+        math.log(max(seconds, 1e-9)),
+        math.log(config.epochs),
+        math.log(config.depth),
+        math.log(sizes[0]),
+        math.log(sizes[-1]),
+        math.log(schedule.largest),
+        math.log(sum(1 / size for size in sizes)),  # updates of the weights, but for the number of images
+        math.log(config.lr_batch_ratio),
+        math.log(config.lr_batch_ratio * sizes[0]),
+        math.log(max(config.weight_decay, 1e-7)),
+        -math.log(1 - config.momentum),
+        config.lr_follows_batch,
+        config.nesterov,
+        config.eval_statistics == "batch",
+        n_attack_steps,
+        config.trades_beta * (config.training == "trades"),
+    ]
+    chosen = [
+        (config.norm, get_args(Norm)),
+        (config.training, get_args(Training)),
+        (config.lr_schedule, get_args(LrSchedule)),
+        (schedule.kind, BATCH_KINDS),
+    ]
+    return np.array(numbers + [value == name for value, names in chosen for name in names], dtype=np.float32)
+
+
+class Forest:
+    """Accuracy from features: mean and deviation over trees that split at random.
+
+    Fitted to at most `MAX_FITTED` trials, the most accurate half of them and the newest of the others: a fit to all
+    5,000 of a long study would take longer than a proposal may.
+
+    Source: Geurts, Ernst, Wehenkel 2006, Extremely randomized trees; the deviation over trees as uncertainty is that
+    of Hutter, Hoos, Leyton-Brown 2011, Sequential model-based optimization for general algorithm configuration.
+    """
+
+    def __init__(self, x: np.ndarray, accuracies: np.ndarray, seed: int) -> None:
+        if len(x) > MAX_FITTED:
+            best = np.argsort(-accuracies)[: MAX_FITTED // 2]
+            others = np.setdiff1d(np.arange(len(x)), best)[-(MAX_FITTED - len(best)) :]
+            kept = np.concatenate([best, others])
+            x, accuracies = x[kept], accuracies[kept]
+        self.trees = ExtraTreesRegressor(N_TREES, min_samples_leaf=LEAF, max_features=0.5, random_state=seed).fit(
+            x, accuracies
+        )
+
+    def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x = np.ascontiguousarray(x, dtype=np.float32)
+        each = np.stack([tree.tree_.predict(x)[:, 0] for tree in self.trees.estimators_])
+        return each.mean(0), np.maximum(SCALE * each.std(0), LEAST_DEVIATION)
+
+
+def expected_gain(
+    mean: np.ndarray, deviation: np.ndarray, seconds: np.ndarray, front: np.ndarray, slowest: float
+) -> np.ndarray:
+    """Expected growth of the front's hypervolume, in accuracy x log seconds, by each candidate.
+
+    Args:
+        mean: (n,) predicted accuracy.
+        deviation: (n,) standard deviation of the prediction, a normal distribution.
+        seconds: (n,), known.
+        front: (k, 2) accuracy and seconds; dominated points change nothing.
+        slowest: Seconds of the reference point, whose accuracy is 0.
+
+    Returns:
+        (n,). With one objective certain it is a sum over the front's steps: how much of the step lies at or beyond
+        the candidate's seconds, times the expected improvement over the step's accuracy.
+    """
+    ordered = front[np.argsort(front[:, 1])]
+    levels = np.concatenate([[0.0], np.maximum.accumulate(ordered[:, 0])])
+    edges = np.log(np.concatenate([[1e-9], np.minimum(ordered[:, 1], slowest), [slowest]]))
+    overlap = np.maximum(edges[1:] - np.maximum(edges[:-1], np.log(seconds)[:, None]), 0.0)
+    z = (mean[:, None] - levels) / deviation[:, None]
+    density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+    return (overlap * deviation[:, None] * (z * ndtr(z) + density)).sum(1)
+
+
+@dataclass
+class Candidate:
+    """A configuration that may be proposed."""
+
+    params: Mapping[str, object]
+    config: TrialConfig
+    seconds: float | None = None
+    x: np.ndarray | None = None  # features, once its seconds are known
+
+
+class FrontSampler(BaseSampler):
+    """Optuna's sampler that knows each candidate's seconds.
+
+    Args:
+        configure: The configuration of a trial, from what its space suggests.
+        timer: What tells the seconds of a whole training before it runs, asked once a proposal.
+        seed: Of all draws.
+        n_startup: Trials that end before the forest is trusted; until then candidates are drawn at random, each as
+            likely as it is quick.
+        max_seconds: Candidates that would take longer are not proposed.
+        earlier: Trials of an earlier study: the forest learns from them, the front does not.
+
+    After a proposal, `gain_rate` is what it is expected to add to the hypervolume (accuracy x log seconds) a second.
+    """
+
+    def __init__(
+        self,
+        configure: Callable[[Draw], TrialConfig],
+        timer: Callable[[Study], Seconds],
+        seed: int,
+        n_startup: int = 10,
+        max_seconds: float | None = None,
+        earlier: Sequence[FrozenTrial] = (),
+    ) -> None:
+        self.configure, self.timer = configure, timer
+        self.n_startup, self.max_seconds, self.earlier = n_startup, max_seconds, earlier
+        self.generator = np.random.default_rng(seed)
+        self.fallback = RandomSampler(seed)
+        self.expected_seconds: Seconds = lambda config: None
+        self.pool: list[Candidate] = []
+        self.forest: Forest | None = None
+        self.n_fitted = 0
+        self.seen: dict[int, np.ndarray] = {}  # features by the trial's id in the storage
+        self.proposed: dict[int, Mapping[str, object]] = {}  # parameters by the trial's number
+        self.gain_rate: float | None = None  # None: not known yet
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        if "fixed_params" not in trial.system_attrs:
+            self.expected_seconds = self.timer(study)
+            self.proposed = {trial.number: self.propose(study.get_trials(deepcopy=False))}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        chosen = self.proposed.get(trial.number, {})
+        if param_name in chosen:
+            return chosen[param_name]
+        return self.fallback.sample_independent(study, trial, param_name, param_distribution)
+
+    def propose(self, trials: Sequence[FrozenTrial]) -> Mapping[str, object]:
+        """Parameters of the next trial, given all of the study's."""
+        complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+        candidates = self._candidates(complete)
+        timed = [candidate for candidate in candidates if candidate.seconds is not None]
+        if not timed:
+            return candidates[-1].params
+        within = [candidate for candidate in timed if candidate.seconds <= (self.max_seconds or math.inf)]
+        timed = within or [min(timed, key=lambda candidate: candidate.seconds)]
+        seconds = np.array([candidate.seconds for candidate in timed])
+        x, accuracies = self._learnt(trials)
+        if len(x) < self.n_startup:
+            quick = 1 / seconds
+            return timed[self.generator.choice(len(timed), p=quick / quick.sum())].params
+        if self.forest is None or len(x) > REFIT * self.n_fitted:
+            self.forest, self.n_fitted = Forest(x, accuracies, int(self.generator.integers(2**31))), len(x)
+        mean, deviation = self.forest.predict(np.stack([candidate.x for candidate in timed]))
+        front = np.array([trial.values for trial in complete] + self._believed(trials, self.forest)).reshape(-1, 2)
+        gain = expected_gain(mean, deviation, seconds, front, self.max_seconds or seconds.max())
+        # What a trial costs besides its training keeps the quickest ones from being free.
+        rates = gain / (seconds + COST_BESIDE * np.median(seconds))
+        self.gain_rate = float(rates.max())
+        return timed[int(np.argmax(rates))].params
+
+    def _candidates(self, complete: Sequence[FrozenTrial]) -> list[Candidate]:
+        """The pool, partly renewed, and neighbours of front members."""
+        self.pool = self.pool[N_FRESH:]
+        self.pool += [self._draw() for _ in range(N_POOL - len(self.pool))]
+        on_front = non_dominated([trial.values for trial in complete])
+        members = [trial.params for trial, keep in zip(complete, on_front, strict=True) if keep]
+        near = [self._draw(members[i]) for i in self.generator.integers(len(members), size=N_NEAR)] if members else []
+        candidates = near + self.pool
+        for candidate in candidates:
+            if candidate.seconds is None:
+                candidate.seconds = self.expected_seconds(candidate.config)
+                if candidate.seconds is not None:
+                    candidate.x = features(candidate.config, candidate.seconds)
+        return candidates
+
+    def _draw(self, near: Mapping[str, object] | None = None) -> Candidate:
+        draw = Draw(self.generator, near)
+        return Candidate(draw.params, self.configure(draw))
+
+    def _learnt(self, trials: Sequence[FrozenTrial]) -> tuple[np.ndarray, np.ndarray]:
+        """Features and final accuracies of the trials whose ends say something about their configurations."""
+        rows = []
+        for trial in [*self.earlier, *trials]:
+            accuracy = final_accuracy(trial)
+            if accuracy is not None:
+                rows.append((self._features(trial), accuracy))
+        x = np.stack([row[0] for row in rows]) if rows else np.zeros((0, 0), np.float32)
+        return x, np.array([row[1] for row in rows])
+
+    def _features(self, trial: FrozenTrial) -> np.ndarray:
+        if trial._trial_id not in self.seen:
+            config = TrialConfig(**trial.user_attrs["config"])
+            seconds = self.expected_seconds(config)
+            if seconds is None:
+                return features(config, trial.values[1] if trial.values else 1.0)
+            self.seen[trial._trial_id] = features(config, seconds)
+        return self.seen[trial._trial_id]
+
+    def _believed(self, trials: Sequence[FrozenTrial], forest: Forest) -> list[tuple[float, float]]:
+        """Where running trials are expected to end, so that the next one is not their double."""
+        running = [trial for trial in trials if trial.state is TrialState.RUNNING and "config" in trial.user_attrs]
+        if not running:
+            return []
+        x = np.stack([self._features(trial) for trial in running])
+        return list(zip(forest.predict(x)[0], np.exp(x[:, 0]), strict=True))

@@ -1,0 +1,95 @@
+"""Whether a running trial can still reach the front, from its curve and the curves of finished trials."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from trainables.config import TrialConfig
+
+Curve = Sequence[float]  # adversarial accuracy after each epoch; the last is the final one
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """Stops a trial that, as far as finished curves rose, will end no more accurate than a quicker front member.
+
+    A trial at fraction f of its schedule may still rise as far as `quantile` of the finished trials rose from f on.
+    It is stopped if even then the front has a member at least as accurate that took no more seconds than this trial
+    will have taken. A published configuration runs to its end.
+
+    Args:
+        quantile: Of the rises. 1: no finished trial rose further.
+        n_needed: Finished trials without which nothing is stopped.
+    """
+
+    quantile: float = 0.9
+    n_needed: int = 10
+
+    def __call__(
+        self,
+        config: TrialConfig,
+        label: str,
+        curve: Sequence[dict[str, object]],
+        final_seconds: float,
+        trials: Sequence[FrozenTrial],
+    ) -> str | None:
+        """Why the trial should end now, in one line; None: it goes on.
+
+        Args:
+            config: Of the trial.
+            label: Of a published configuration, else empty.
+            curve: A row for each epoch so far.
+            final_seconds: The objective's seconds when the schedule will have ended.
+            trials: Of the study; those that completed, with their curves, are learned from.
+        """
+        if label:
+            return None
+        finished = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+        if len(finished) < self.n_needed:
+            return None
+        best = max((trial.values[0] for trial in finished if trial.values[1] <= final_seconds), default=-math.inf)
+        accuracy, fraction = curve[-1]["adversarial_accuracy"], len(curve) / config.epochs
+        if accuracy >= best:
+            return None
+        most = accuracy + float(np.quantile(rises(map(accuracies, finished), fraction), self.quantile))
+        if most >= best:
+            return None
+        return (
+            f"accuracy {accuracy:.3f} after {len(curve)} of {config.epochs} epochs, {most:.3f} expected at most, "
+            f"and the front has {best:.3f} in less time"
+        )
+
+
+def accuracies(trial: FrozenTrial) -> list[float]:
+    return [row["adversarial_accuracy"] for row in trial.user_attrs.get("curve", ())]
+
+
+def rises(curves: Iterable[Curve], fraction: float) -> np.ndarray:
+    """How far each finished curve rose from `fraction` of its own schedule to its end; negative where it fell.
+
+    Args:
+        curves: Whole ones; empty ones are passed over.
+        fraction: In (0, 1]; between two epochs the earlier one counts.
+    """
+    return np.array(
+        [curve[-1] - curve[max(math.floor(fraction * len(curve) + 1e-9), 1) - 1] for curve in curves if curve]
+    )
+
+
+def final_accuracy(trial: FrozenTrial) -> float | None:
+    """What the trial reached; where it was stopped early, its last accuracy; 0 where it diverged.
+
+    Expecting a stopped trial to have risen on made the search propose its neighbours again and again.
+
+    Returns:
+        None where the trial's end says nothing about its configuration.
+    """
+    if trial.state is TrialState.COMPLETE:
+        return trial.values[0]
+    if trial.state is TrialState.FAIL and str(trial.user_attrs.get("reason", "")).startswith("diverged"):
+        return 0.0
+    curve = accuracies(trial)
+    return curve[-1] if trial.state is TrialState.PRUNED and curve else None
