@@ -58,7 +58,7 @@ class Cluster:
 
     def up(self) -> None:
         """`ray up` as a user types it, and the tunnel to the dashboard."""
-        up = self.laptop.run(RAY, "up", "--yes", self.config_file, cwd=ROOT, timeout=400, **TOKEN)
+        up = self.laptop.run(RAY, "up", "--yes", self.config_file, cwd=ROOT, timeout=900, **TOKEN)
         assert up.returncode == 0, (up.stdout + up.stderr)[-3000:]
         if self.forward is not None:
             stop(self.forward)
@@ -66,7 +66,7 @@ class Cluster:
         self.forward = self.laptop.start(RAY, "dashboard", self.config_file, log=log, **TOKEN)
         wait_until(lambda: self.get("api/version"), 180, "the head's job server")
 
-    def wait_for_workers(self, n: int, seconds: float = 300) -> None:
+    def wait_for_workers(self, n: int, seconds: float = 900) -> None:
         wait_until(lambda: self.n_workers() == n, seconds, f"{n} workers")
 
     def n_workers(self) -> int:

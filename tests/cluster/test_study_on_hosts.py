@@ -16,7 +16,7 @@ from tests.faults.campaign import EPOCHS, SPACE
 from tests.faults.invariants import Account, check, open_study, read_log
 from trainables.trial import load_model
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1000)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(2000)]
 
 N_TRIALS = 4
 
