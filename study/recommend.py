@@ -9,7 +9,7 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -21,6 +21,8 @@ from study import cli, members, storage
 from study.front import knee, non_dominated
 from study.results import describe, flatten, front_of, weights_name, wilson
 from trainables.errors import InputError
+
+WEAK_PGD = {"autoattack", "more_steps"}  # gates whose failure another figure mends: AutoAttack's
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,13 @@ class Candidate:
     n_examples: int
     n_seeds: int = 1
     autoattack: tuple[float, float, int] | None = None  # accuracy, that of PGD on the same images, how many
+    autoattack_interval: tuple[float, float] = (math.nan, math.nan)
     front_probability: float | None = None
     gates_failed: str = ""
+
+    @property
+    def failed(self) -> set[str]:
+        return set(self.gates_failed.split("; ")) - {""}
 
     @property
     def point(self) -> tuple[float, float]:
@@ -122,6 +129,7 @@ def _from_row(row: dict[str, object]) -> Candidate:
         int(row["n_examples"]),
         int(row["n_seeds"]),
         (row["autoattack_mean"], row["autoattack_pgd"], int(row["n_attack_examples"])),
+        (row["autoattack_low"], row["autoattack_high"]),
         row["front_probability"],
         "" if pd.isna(row["gates_failed"]) else row["gates_failed"],
     )
@@ -164,12 +172,13 @@ def basis_lines(
 def choose(candidates: Sequence[Candidate], max_seconds: float | None, min_adv_accuracy: float | None) -> Choice:
     """One of the candidates.
 
-    Those that failed a gate are left out as long as others remain.
+    Those that failed a gate are left out as long as others remain; but where the search's PGD was only too weak for
+    some, all are compared by their accuracy under AutoAttack.
 
     Raises:
         InputError: If none satisfies the limits; says what would.
     """
-    sound = [candidate for candidate in candidates if not candidate.gates_failed]
+    sound = [candidate for candidate in candidates if not candidate.failed - WEAK_PGD]
     pool, reasons = sound or list(candidates), []
     if sound and len(sound) < len(candidates):
         reasons.append(
@@ -177,6 +186,15 @@ def choose(candidates: Sequence[Candidate], max_seconds: float | None, min_adv_a
         )
     elif not sound:
         reasons.append("Every candidate failed a gate, so that none was left out for it.")
+    weak = any(candidate.failed & WEAK_PGD for candidate in pool)
+    if weak:
+        reasons.append(
+            "The search's PGD was too weak for some (see gates.csv): accuracies are compared by AutoAttack's."
+        )
+        pool = [
+            replace(candidate, adversarial=candidate.autoattack[0], adversarial_interval=candidate.autoattack_interval)
+            for candidate in pool
+        ]
     fitting = [
         candidate
         for candidate in pool
@@ -184,7 +202,7 @@ def choose(candidates: Sequence[Candidate], max_seconds: float | None, min_adv_a
         and (min_adv_accuracy is None or candidate.adversarial >= min_adv_accuracy)
     ]
     if not fitting:
-        raise InputError(nothing_fits(pool, max_seconds, min_adv_accuracy))
+        raise InputError(nothing_fits(pool, max_seconds, min_adv_accuracy) + (" under AutoAttack" if weak else ""))
     limits = limits_text(max_seconds, min_adv_accuracy)
     if max_seconds is not None:
         taken = max(fitting, key=lambda candidate: (candidate.adversarial, -candidate.seconds))
@@ -196,7 +214,7 @@ def choose(candidates: Sequence[Candidate], max_seconds: float | None, min_adv_a
         taken = fitting[knee([candidate.point for candidate in fitting])]
         reasons.insert(0, knee_text(fitting, taken))
     reasons += doubts(taken, max_seconds, min_adv_accuracy)
-    return Choice(taken, reasons)
+    return Choice(next(candidate for candidate in candidates if candidate.number == taken.number), reasons)
 
 
 def limits_text(max_seconds: float | None, min_adv_accuracy: float | None) -> str:
@@ -262,7 +280,9 @@ def lines(choice: Choice, study: optuna.Study, trial: FrozenTrial, folder: Path,
     objective = study.user_attrs.get("objective", "measured")
     seeds = f"mean of {taken.n_seeds} seed{'s' if taken.n_seeds > 1 else ''}" if taken.autoattack else "one training"
     images = f"{taken.n_examples} {'test' if taken.autoattack else 'validation'} images"
-    interval_of = "over seeds" if taken.autoattack else "Wilson"
+    interval_of = "" if math.isnan(taken.adversarial_interval[0]) else "; 95 % interval, Wilson"
+    if interval_of and taken.autoattack:
+        interval_of = "; 95 % interval, over seeds"
     shown = [
         f"#{taken.number} {taken.name}",
         "",
@@ -272,13 +292,13 @@ def lines(choice: Choice, study: optuna.Study, trial: FrozenTrial, folder: Path,
             taken.adversarial,
             taken.adversarial_interval,
             3,
-            f"PGD-{settings['attack_steps']}, eps {settings['eps']:.4g}, {images}; 95 % interval, {interval_of}",
+            f"PGD-{settings['attack_steps']}, eps {settings['eps']:.4g}, {images}{interval_of}",
         ),
     ]
     if taken.autoattack:
         accuracy, pgd, n = taken.autoattack
         note = f"standard version, first {n} test images, of which PGD leaves {pgd:.3f}"
-        shown.append(row("AutoAttack", accuracy, (math.nan, math.nan), 3, note))
+        shown.append(row("AutoAttack", accuracy, taken.autoattack_interval, 3, note))
     shown.append(row("clean accuracy", taken.clean, (math.nan, math.nan), 3, images))
     if taken.front_probability is not None:
         note = "probability, over seeds and images"

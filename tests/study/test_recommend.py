@@ -82,6 +82,17 @@ def test_members_that_failed_a_gate_are_left_out_while_others_remain():
     assert choice.candidate.number == 2 and "Gates it failed: square" in " ".join(choice.reasons)
 
 
+def test_where_pgd_was_too_weak_candidates_are_compared_by_autoattack():
+    flattered = candidate(1, 0.6, 20.0, autoattack=(0.2, 0.6, 50), gates_failed="autoattack; more_steps")
+    honest = candidate(2, 0.5, 10.0, autoattack=(0.48, 0.5, 50))
+    choice = choose([flattered, honest], 50.0, None)
+    assert choice.candidate is honest and "compared by AutoAttack's" in " ".join(choice.reasons)
+    with pytest.raises(InputError, match="at most 0.48, #2's under AutoAttack"):
+        choose([flattered, honest], None, 0.5)
+    masked = candidate(3, 0.9, 5.0, autoattack=(0.9, 0.9, 50), gates_failed="autoattack; square")
+    assert choose([flattered, honest, masked], 50.0, None).candidate is honest
+
+
 def test_an_interval_that_crosses_a_limit_is_named():
     choice = choose([candidate(1, 0.42, 9.0, seconds_interval=(7.0, 11.0))], 10.0, 0.4)
     said = " ".join(choice.reasons)
