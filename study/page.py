@@ -71,6 +71,7 @@ def page(trials: Sequence[FrozenTrial], settings: Row, objective: str, folder: P
         charts=charts(trials, objective, found, confirmed),
         confirmed=records(confirmed),
         gates=records(gates),
+        judged=set() if gates is None else set(gates["number"]),
         found=found,
         n_fewest=importances.N_FEWEST,
         n_shuffles=importances.N_SHUFFLES,

@@ -28,6 +28,7 @@ autoattack_high,seconds_mean,seconds_std,seconds_low,seconds_high,front_probabil
 searched_seconds
 1,fixup 8,front,5,0,297,100,0.95,0.01,0.94,0.96,0.31,0.02,0.29,0.33,0.28,0.02,0.26,0.30,5.1,0.1,5.0,5.2,0.83,,0.3,5.0
 0,Fixup <8>,"front, published",1,1,297,100,0.96,,,,0.48,,,,0.35,,,,10.2,,,,0.97,autoattack,0.5,10.0
+2,fixup 8,earlier,0,0,,,,,,,,,,,,,,,,,,,,,0.4,12.0
 """
 GATES = """\
 number,name,gate,passed,figure,threshold,unit,text
@@ -147,7 +148,8 @@ def test_confirmed_members_are_shown_with_each_gate_and_the_figure_behind_it(res
     text = " ".join(text.split())
     assert "Nothing is confirmed yet" not in text
     assert "#1 fixup 8 front 5 0.83 5.1 [5.0, 5.2] 0.950 [0.940, 0.960] 0.310 [0.290, 0.330]" in text
-    assert "✓ all passed" in text and "✗ autoattack" in text
+    assert text.count("✓ all passed") == 1 and "✗ autoattack" in text
+    assert "#2 fixup 8 earlier 0 – – – – – not judged yet" in text
     assert "✗ failed 0.13 0.05 points AutoAttack is 13 points below PGD: PGD flatters it" in text
     assert '"confirmed: test, mean over seeds"' in html(results)
 
