@@ -1,7 +1,7 @@
 """Seconds per step measured with a device to itself, kept with the study, and the times that follow from them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from optuna.study import Study
@@ -18,9 +18,9 @@ Tables = dict[str, dict[str, dict[str, float]]]
 
 
 def model_key(config: TrialConfig) -> str:
-    """What, besides the batch size and the device, decides how long a step takes, e.g. `resnet56 fixup pgd 7`."""
+    """What, besides the batch size and the device, decides how long a step takes, e.g. `resnet56 fixup tf32 pgd 7`."""
     n = n_attack_steps(config)
-    return f"resnet{config.depth} {config.norm} {config.training}" + (f" {n}" if n else "")
+    return f"resnet{config.depth} {config.norm} {config.precision} {config.training}" + (f" {n}" if n else "")
 
 
 def n_attack_steps(config: TrialConfig) -> int:
@@ -70,9 +70,15 @@ def expected_seconds(config: TrialConfig, n_examples: int, models: Mapping[str, 
     return math.fsum(timing.epoch_seconds(table, size, n_examples) for size in sizes)
 
 
+def timer(study: Study, n_examples: int) -> Callable[[TrialConfig], float | None]:
+    """Tells a configuration's expected seconds from what was measured so far, on the best-known kind of device."""
+    models = max(tables(study).values(), key=len, default={})
+    return lambda config: expected_seconds(config, n_examples, models)
+
+
 def _passes(key: str) -> float:
     """Forward and backward passes of one training step; free training's replays serve weights and images at once."""
-    _, _, training, *steps = key.split()
+    _, _, _, training, *steps = key.split()
     n = int(steps[0]) if steps else 0
     return float(n if training == "free" else n + 1)
 

@@ -31,7 +31,12 @@ def conduct(settings: StudySettings, space: Space) -> int:
     """
     dataset = data.load(settings.dataset, settings.data.data_dir)
     spaces.try_out(space, settings, len(dataset.train))
-    return carry_out(settings, partial(open_study, settings, space), partial(spaces.configure, space, settings), finish)
+    return carry_out(
+        settings,
+        partial(open_study, settings, space, len(dataset.train)),
+        partial(spaces.configure, space, settings),
+        finish,
+    )
 
 
 def carry_out(
@@ -74,10 +79,11 @@ def carry_out(
     return 130 if ending == "interrupted" else 0
 
 
-def open_study(settings: StudySettings, space: Space) -> optuna.Study:
+def open_study(settings: StudySettings, space: Space, n_examples: int) -> optuna.Study:
     """The study as it stands, trials that a dead driver left behind handed out again."""
     study = storage.open_study(storage.from_url(settings.storage_url), settings.name)
-    study.sampler = search.make_sampler(settings, len(study.get_trials(deepcopy=False)))
+    n_existing, configure = len(study.get_trials(deepcopy=False)), partial(spaces.configure, space, settings)
+    study.sampler = search.make_sampler(settings, n_existing, configure, n_examples)
     search.requeue_interrupted(study)
     search.enqueue_baselines(study, space)
     study.set_user_attr("settings", settings.model_dump(mode="json", exclude=SECRET_OR_LOCAL))

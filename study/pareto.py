@@ -34,7 +34,18 @@ MIN_FREE_BYTES = 100_000_000  # a few checkpoints and logs
 )
 @click.option("--attack-steps", type=int, help="PGD steps of the evaluation. [quickstart: 10]")
 @click.option("--eval-examples", type=int, help="Validation images attacked at a trial's end. [quickstart: 300]")
-@click.option("--sampler", help="tpe, nsga2, gp or random. [default: tpe]")
+@click.option("--sampler", help="front, tpe, nsga2, gp or random. [default: tpe]")
+@click.option(
+    "--stop-early/--no-stop-early", default=None, help="End trials that cannot reach the front. [default: no]"
+)
+@click.option("--max-trial-seconds", type=float, help="Sampler front: no trial that would train longer.")
+@click.option("--warm-start", metavar="NAME", help="Sampler front: learn from an earlier study beside this one.")
+@click.option(
+    "--until-gain",
+    type=float,
+    metavar="SHARE",
+    help="Sampler front: stop once a device-hour is expected to add less than this share to the hypervolume.",
+)
 @click.option("--seed", type=int, help="Of the sampler and, plus its number, of each trial. [default: 0]")
 @click.option("--retries", type=int, help="How often a trial goes on after its worker was lost. [default: 3]")
 @click.option("--epoch-timeout", type=float, metavar="SECONDS", help="An epoch this long has hung. [default: 3600]")

@@ -27,6 +27,7 @@ from study.progress import Progress
 from study.results import checkpoint_name, sync_models, write_tables
 from study.search import StopRule, StudySearch, requeue_interrupted
 from study.settings import Objective, StudySettings
+from study.stopping import Stopping
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.ray_trainable import RayTrial
@@ -324,7 +325,8 @@ def run(
         worker_config,
         Results(study, folder, settings.checkpoints, progress).told,
         objective,
-        stop_rule,
+        stop_rule or (Stopping() if settings.stop_early else None),
+        settings.until_gain,
     )
     tuner = tune.Tuner(
         tune.with_resources(RayTrial, {"cpu": settings.cpus_per_trial, "gpu": gpus_per_trial(settings, resources)}),

@@ -18,10 +18,11 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.special import ndtr
 from sklearn.ensemble import ExtraTreesRegressor
 
-from study.front import non_dominated
+from study.front import hypervolume, non_dominated
 from study.stopping import final_accuracy
 from trainables.batch_schedules import batch_sizes
 from trainables.config import BATCH_KINDS, LrSchedule, Norm, Training, TrialConfig
+from trainables.errors import InputError
 
 N_POOL = 256  # random candidates kept from proposal to proposal
 N_FRESH = 16  # of those, replaced each time
@@ -32,6 +33,7 @@ REFIT = 1.03  # the forest is fitted anew once so many times as many trials have
 LEAF = 2  # trials in a leaf of a tree
 SCALE = 0.5  # of the deviation over trees
 MAX_FITTED = 1000  # trials the forest is fitted to; see `Forest`
+BEYOND = 1.1  # where seconds stop to count, in those of the slowest candidate: it has to count itself
 COST_BESIDE = 0.1  # of the candidates' median seconds: what a trial costs besides its training
 LEAST_DEVIATION = 0.02  # of a predicted accuracy: two trainings that differ in their seed alone differ as much
 
@@ -177,6 +179,13 @@ class Candidate:
     x: np.ndarray | None = None  # features, once its seconds are known
 
 
+def log_hypervolume(front: np.ndarray, slowest: float) -> float:
+    """Area that (k, 2) points of accuracy and seconds dominate, in accuracy x log seconds, from (0, `slowest`)."""
+    within = front[front[:, 1] < slowest]
+    points = np.column_stack([within[:, 0], np.log(np.maximum(within[:, 1], 1e-9))])
+    return hypervolume(points, (0.0, math.log(slowest)))
+
+
 class FrontSampler(BaseSampler):
     """Optuna's sampler that knows each candidate's seconds.
 
@@ -189,7 +198,8 @@ class FrontSampler(BaseSampler):
         max_seconds: Candidates that would take longer are not proposed.
         earlier: Trials of an earlier study: the forest learns from them, the front does not.
 
-    After a proposal, `gain_rate` is what it is expected to add to the hypervolume (accuracy x log seconds) a second.
+    After a proposal, `gain_per_hour` is the share that a device-hour of such trials is expected to add to the
+    hypervolume (accuracy x log seconds).
     """
 
     def __init__(
@@ -209,9 +219,9 @@ class FrontSampler(BaseSampler):
         self.pool: list[Candidate] = []
         self.forest: Forest | None = None
         self.n_fitted = 0
-        self.seen: dict[int, np.ndarray] = {}  # features by the trial's id in the storage
+        self.seen: dict[tuple[bool, int], np.ndarray] = {}  # features by whether it is an earlier study's, and number
         self.proposed: dict[int, Mapping[str, object]] = {}  # parameters by the trial's number
-        self.gain_rate: float | None = None  # None: not known yet
+        self.gain_per_hour: float | None = None  # None: not known yet
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}
@@ -235,14 +245,23 @@ class FrontSampler(BaseSampler):
         return self.fallback.sample_independent(study, trial, param_name, param_distribution)
 
     def propose(self, trials: Sequence[FrozenTrial]) -> Mapping[str, object]:
-        """Parameters of the next trial, given all of the study's."""
+        """Parameters of the next trial, given all of the study's.
+
+        Raises:
+            InputError: If every configuration drawn would take longer than `max_seconds`.
+        """
         complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
         candidates = self._candidates(complete)
         timed = [candidate for candidate in candidates if candidate.seconds is not None]
         if not timed:
             return candidates[-1].params
-        within = [candidate for candidate in timed if candidate.seconds <= (self.max_seconds or math.inf)]
-        timed = within or [min(timed, key=lambda candidate: candidate.seconds)]
+        quickest = min(candidate.seconds for candidate in timed)
+        if self.max_seconds is not None and quickest > self.max_seconds:
+            raise InputError(
+                f"max_trial_seconds: {self.max_seconds:g} given; accepted: at least {quickest:.3g}, "
+                f"the quickest of {len(timed)} configurations drawn"
+            )
+        timed = [candidate for candidate in timed if candidate.seconds <= (self.max_seconds or math.inf)]
         seconds = np.array([candidate.seconds for candidate in timed])
         x, accuracies = self._learnt(trials)
         if len(x) < self.n_startup:
@@ -252,10 +271,12 @@ class FrontSampler(BaseSampler):
             self.forest, self.n_fitted = Forest(x, accuracies, int(self.generator.integers(2**31))), len(x)
         mean, deviation = self.forest.predict(np.stack([candidate.x for candidate in timed]))
         front = np.array([trial.values for trial in complete] + self._believed(trials, self.forest)).reshape(-1, 2)
-        gain = expected_gain(mean, deviation, seconds, front, self.max_seconds or seconds.max())
+        slowest = BEYOND * float(seconds.max())
+        gain = expected_gain(mean, deviation, seconds, front, slowest)
         # What a trial costs besides its training keeps the quickest ones from being free.
         rates = gain / (seconds + COST_BESIDE * np.median(seconds))
-        self.gain_rate = float(rates.max())
+        so_far = log_hypervolume(np.array([trial.values for trial in complete]).reshape(-1, 2), slowest)
+        self.gain_per_hour = 3600 * float(rates.max()) / so_far if so_far else None
         return timed[int(np.argmax(rates))].params
 
     def _candidates(self, complete: Sequence[FrozenTrial]) -> list[Candidate]:
@@ -280,21 +301,23 @@ class FrontSampler(BaseSampler):
     def _learnt(self, trials: Sequence[FrozenTrial]) -> tuple[np.ndarray, np.ndarray]:
         """Features and final accuracies of the trials whose ends say something about their configurations."""
         rows = []
-        for trial in [*self.earlier, *trials]:
-            accuracy = final_accuracy(trial)
-            if accuracy is not None:
-                rows.append((self._features(trial), accuracy))
+        for is_earlier, part in ((True, self.earlier), (False, trials)):
+            for trial in part:
+                accuracy = final_accuracy(trial)
+                if accuracy is not None:
+                    rows.append((self._features(trial, is_earlier), accuracy))
         x = np.stack([row[0] for row in rows]) if rows else np.zeros((0, 0), np.float32)
         return x, np.array([row[1] for row in rows])
 
-    def _features(self, trial: FrozenTrial) -> np.ndarray:
-        if trial._trial_id not in self.seen:
+    def _features(self, trial: FrozenTrial, is_earlier: bool = False) -> np.ndarray:
+        key = (is_earlier, trial.number)
+        if key not in self.seen:
             config = TrialConfig(**trial.user_attrs["config"])
             seconds = self.expected_seconds(config)
             if seconds is None:
                 return features(config, trial.values[1] if trial.values else 1.0)
-            self.seen[trial._trial_id] = features(config, seconds)
-        return self.seen[trial._trial_id]
+            self.seen[key] = features(config, seconds)
+        return self.seen[key]
 
     def _believed(self, trials: Sequence[FrozenTrial], forest: Forest) -> list[tuple[float, float]]:
         """Where running trials are expected to end, so that the next one is not their double."""

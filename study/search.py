@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import get_args
 
 import optuna
@@ -22,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from study import calibration, storage
 from study.results import describe
+from study.sampling import FrontSampler
 from study.settings import Objective, StudySettings
 from study.spaces import Space
 from study.storage import OBJECTIVES, n_finished
@@ -50,9 +52,38 @@ SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
 }
 
 
-def make_sampler(settings: StudySettings, n_existing: int) -> BaseSampler:
-    """The sampler, seeded by the study and how far it has come, so that a restart does not repeat proposals."""
-    return SAMPLERS[settings.sampler]((settings.seed * 1_000_003 + n_existing) % 2**32, settings.trials)
+def make_sampler(
+    settings: StudySettings,
+    n_existing: int,
+    configure: Callable[[optuna.Trial], TrialConfig] | None = None,
+    n_examples: int | None = None,
+) -> BaseSampler:
+    """The sampler, seeded by the study and how far it has come, so that a restart does not repeat proposals.
+
+    Args:
+        settings: Of the study.
+        n_existing: Its trials so far.
+        configure: The configuration of a trial; `front` needs it to know seconds before a trial runs.
+        n_examples: Training images, needed as `configure` is.
+
+    Raises:
+        InputError: If the study to start from does not exist.
+    """
+    seed = (settings.seed * 1_000_003 + n_existing) % 2**32
+    if settings.sampler != "front":
+        return SAMPLERS[settings.sampler](seed, settings.trials)
+    earlier = []
+    if settings.warm_start:
+        study = storage.named(settings.warm_start, settings.results_dir, settings.storage, field="warm_start")
+        earlier = study.get_trials(deepcopy=False)
+    return FrontSampler(
+        configure,
+        partial(calibration.timer, n_examples=n_examples),
+        seed,
+        n_startup=min(10, settings.trials // 2),
+        max_seconds=settings.max_trial_seconds,
+        earlier=earlier,
+    )
 
 
 def enqueue_baselines(study: Study, space: Space) -> None:
@@ -126,6 +157,7 @@ class StudySearch(Searcher):
         worker_config: What each trial's worker is told besides its number and configuration.
         objective: Which seconds are the objective.
         stop_rule: Ends trials early.
+        until_gain: Share of the hypervolume; the search ends once a device-hour is expected to add less.
         on_told: Called with the trial's number after its end is in the storage.
 
     An exception after a trial's end would make Tune retry the finished trial, so those hooks keep it
@@ -145,8 +177,10 @@ class StudySearch(Searcher):
         on_told: Callable[[int], None],
         objective: Objective = "measured",
         stop_rule: StopRule | None = None,
+        until_gain: float | None = None,
     ) -> None:
         super().__init__()
+        self.until_gain, self.gain_per_hour = until_gain, None
         self.study, self.configure = study, configure
         self.n_trials, self.n_concurrent, self.retries = n_trials, n_concurrent, retries
         self.worker_config, self.on_told = worker_config, on_told
@@ -170,7 +204,7 @@ class StudySearch(Searcher):
         """
         if self.problem:
             raise self.problem
-        if self.n_ended >= self.n_trials:
+        if self.n_ended >= self.n_trials or self.gains_too_little():
             return Searcher.FINISHED
         if len(self.running) >= min(self.n_concurrent, self.n_trials - self.n_ended):
             return None
@@ -182,12 +216,19 @@ class StudySearch(Searcher):
                 raise self.problem from None
             return None
 
+    def gains_too_little(self) -> bool:
+        """Whether the newest proposal was expected to add less to the hypervolume than the study goes on for."""
+        return self.until_gain is not None and self.gain_per_hour is not None and self.gain_per_hour < self.until_gain
+
     def _propose(self, trial_id: str) -> dict[str, object]:
         self.asked = trial = self.asked or self.study.ask()
         stored = trial.user_attrs.get("config")
         config = TrialConfig(**stored) if stored else self.configure(trial)
         trial.set_user_attr("config", config.model_dump(mode="json"))
         trial.set_user_attr("tune_trial_id", trial_id)
+        self.gain_per_hour = getattr(self.study.sampler, "gain_per_hour", None)
+        if self.gain_per_hour is not None:
+            trial.set_user_attr("expected_gain_per_hour", self.gain_per_hour)
         known = calibration.known(self.study, config)
         self.asked = self.silent_since = None
         self.running[trial_id], self.configs[trial_id] = trial, config

@@ -5,18 +5,19 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from trainables.config import DataConfig, DatasetName, EvalConfig, Frozen, one_line, six_n_plus_two
 from trainables.errors import InputError, nearest
 from trainables.stores import is_uri, join
 
-Sampler = Literal["tpe", "nsga2", "gp", "random"]
+Sampler = Literal["front", "tpe", "nsga2", "gp", "random"]
 Objective = Literal["measured", "calibrated"]
 
 # What may differ when a study is continued; all else is the study's identity.
 RUN_SETTINGS = {"trials", "timeout", "sampler", "retries", "storage", "storage_path", "results_dir", "address"}
 RUN_SETTINGS |= {"concurrent", "cpus_per_trial", "gpus_per_trial", "epoch_timeout"}
+RUN_SETTINGS |= {"stop_early", "max_trial_seconds", "warm_start", "until_gain"}
 
 
 class StudySettings(Frozen):
@@ -35,6 +36,10 @@ class StudySettings(Frozen):
     attack_steps: Annotated[int, Field(ge=1, le=10_000)] = 10
     eval_examples: PositiveInt = 1000
     sampler: Sampler = "tpe"
+    stop_early: bool = False
+    max_trial_seconds: PositiveFloat | None = None  # with sampler `front`, as the next two
+    warm_start: str | None = None  # name of an earlier study
+    until_gain: PositiveFloat | None = None  # of the hypervolume, per device-hour
     seed: Annotated[int, Field(ge=0, lt=2**31 - 1_000_000)] = 0
     retries: Annotated[int, Field(ge=0, le=1000)] = 3
     epoch_timeout: PositiveFloat = 3600.0  # seconds
@@ -46,6 +51,13 @@ class StudySettings(Frozen):
     storage_path: str | None = None  # of checkpoints and weights, a path or URI; None: in the results folder
     results_dir: str = "results"
     address: str | None = None  # None: Ray on this machine
+
+    @model_validator(mode="after")
+    def only_front_steers(self) -> "StudySettings":
+        for field in ("max_trial_seconds", "warm_start", "until_gain"):
+            if getattr(self, field) is not None and self.sampler != "front":
+                raise ValueError(f"{field}: given with sampler {self.sampler!r}; accepted: with sampler 'front'")
+        return self
 
     @property
     def folder(self) -> Path:

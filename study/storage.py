@@ -78,7 +78,7 @@ def existing(url: str, name: str) -> optuna.Study | None:
         return None
 
 
-def named(name: str, results_dir: str, url: str | None) -> optuna.Study:
+def named(name: str, results_dir: str, url: str | None, field: str = "name") -> optuna.Study:
     """The search `name`, from the storage at `url`, or else from its SQLite file in `results_dir`.
 
     Raises:
@@ -89,15 +89,15 @@ def named(name: str, results_dir: str, url: str | None) -> optuna.Study:
     if url is None and not file.exists():
         made = sorted(path.parent.name for path in Path(results_dir).glob("*/study.db"))
         raise InputError(
-            f"name: {nearest(name, made)}" if made else f"name: {name!r}; accepted: none yet in {results_dir}"
+            f"{field}: {nearest(name, made)}" if made else f"{field}: {name!r}; accepted: none yet in {results_dir}"
         )
     location = url or f"sqlite:///{file}"
     study = existing(location, name)
     if study is None:
         made = optuna.get_all_study_names(from_url(location)) if _has_studies(location) else []
-        raise InputError(f"name: {nearest(name, made)}" if made else f"name: {name!r}; accepted: none yet there")
+        raise InputError(f"{field}: {nearest(name, made)}" if made else f"{field}: {name!r}; accepted: none yet there")
     if "paper" in study.user_attrs.get("settings", {"paper": ""}) or study.directions != DIRECTIONS:
-        raise InputError(f"name: {name!r} was not made by study.pareto; accepted: a study that was")
+        raise InputError(f"{field}: {name!r} was not made by study.pareto; accepted: a study that was")
     return study
 
 

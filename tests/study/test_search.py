@@ -10,6 +10,7 @@ from sqlalchemy.exc import OperationalError
 from study import search, spaces
 from study.settings import StudySettings
 from study.storage import DIRECTIONS, n_finished
+from trainables.errors import InputError
 
 SETTINGS = StudySettings(name="a", depth=8, trials=8)
 EPOCHS = 2
@@ -333,3 +334,43 @@ def test_a_restart_does_not_repeat_the_samplers_first_proposals():
 def test_tunes_snapshot_of_the_searcher_holds_no_storage(space):
     searcher, _ = new_search(new_study(), space)
     assert pickle.loads(pickle.dumps(searcher)).__dict__ == {}
+
+
+def front_study(space, **options):
+    study = new_study()
+    settings = StudySettings(name="a", sampler="front", trials=8, depth=8, **options)
+    study.sampler = search.make_sampler(settings, 0, partial(spaces.configure, space, settings), 1000)
+    return study
+
+
+def run_trials(searcher, n):
+    """Run trials that all reach the same, the first of which also brings seconds per step; returns how many ran."""
+    for i in range(n):
+        proposal = searcher.suggest(f"t{i}")
+        if proposal == search.Searcher.FINISHED:
+            return i
+        size = proposal["trial"]["batch_size_schedule"]["size"]
+        measured = {"calibration/device": "cpu", f"calibration/seconds_per_step/{size}": 0.1}
+        searcher.on_trial_complete(f"t{i}", report(2, 0.5, 1.6, **measured))
+    return n
+
+
+def test_the_sampler_that_knows_seconds_takes_them_from_what_the_study_measured(space):
+    study = front_study(space)
+    searcher, _ = new_search(study, space, n_concurrent=1)
+    assert run_trials(searcher, 7) == 7
+    assert study.sampler.expected_seconds(search.TrialConfig(depth=8, norm="fixup", epochs=2)) == pytest.approx(1.6)
+    assert study.trials[6].user_attrs["expected_gain_per_hour"] > 0
+
+
+def test_a_study_ends_once_an_hour_is_expected_to_add_less_than_it_goes_on_for(space):
+    study = front_study(space, until_gain=1e9)
+    searcher, _ = new_search(study, space, n_concurrent=1)
+    searcher.until_gain = 1e9
+    assert 4 < run_trials(searcher, 8) < 8  # the gain is known after half of the trials
+
+
+def test_a_study_to_start_from_that_does_not_exist_is_one_line(space, tmp_path):
+    settings = StudySettings(name="a", sampler="front", warm_start="b", results_dir=str(tmp_path), depth=8)
+    with pytest.raises(InputError, match="warm_start: 'b'; accepted: none yet in"):
+        search.make_sampler(settings, 0)

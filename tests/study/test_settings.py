@@ -53,3 +53,10 @@ def test_fractions_are_read_as_numbers():
     for text in ("8/0", "x", ""):
         with pytest.raises(ValueError):
             fraction(text)
+
+
+@pytest.mark.parametrize("field,value", [("max_trial_seconds", 60.0), ("warm_start", "b"), ("until_gain", 0.01)])
+def test_what_needs_seconds_known_beforehand_needs_the_sampler_that_knows_them(field, value):
+    with pytest.raises(InputError, match=f"{field}: given with sampler 'tpe'; accepted: with sampler 'front'"):
+        from_layers({"name": "a", "sampler": "tpe", field: value}, None, {})
+    assert getattr(from_layers({"name": "a", "sampler": "front", field: value}, None, {}), field) == value

@@ -1,0 +1,183 @@
+import math
+from functools import partial
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from study import sampling, spaces
+from study.sampling import Draw, Forest, FrontSampler, expected_gain, features, log_hypervolume
+from study.settings import StudySettings
+from study.storage import DIRECTIONS
+from trainables.errors import InputError
+
+FRONT = np.array([[0.3, 2.0], [0.5, 5.0], [0.45, 6.0], [0.8, 20.0]])  # the third is dominated
+SETTINGS = StudySettings(name="a", space="full")
+SPACE = spaces.load("full")
+configure = partial(spaces.configure, SPACE, SETTINGS)
+
+
+def seconds_of(config):
+    return 0.5 * config.epochs
+
+
+def study_of(sampler, n=0, accuracy=lambda config: 0.5):
+    study = optuna.create_study(directions=DIRECTIONS, sampler=sampler)
+    for _ in range(n):
+        ask_and_tell(study, accuracy)
+    return study
+
+
+def ask(study):
+    trial = study.ask()
+    config = configure(trial)
+    trial.set_user_attr("config", config.model_dump(mode="json"))
+    return trial, config
+
+
+def ask_and_tell(study, accuracy):
+    trial, config = ask(study)
+    study.tell(trial, [accuracy(config), seconds_of(config)])
+    return config
+
+
+def front_sampler(**options):
+    return FrontSampler(configure, lambda study: seconds_of, seed=0, **options)
+
+
+def test_a_certain_accuracy_is_expected_to_add_what_it_adds():
+    points = np.array([[0.6, 3.0], [0.2, 1.0], [0.4, 10.0], [0.9, 30.0], [0.7, 8.0]])
+    gain = expected_gain(points[:, 0], np.full(5, 1e-9), points[:, 1], FRONT, 40.0)
+    grown = [log_hypervolume(np.vstack([FRONT, point]), 40.0) - log_hypervolume(FRONT, 40.0) for point in points]
+    np.testing.assert_allclose(gain, grown, atol=1e-8)
+
+
+def test_the_expected_gain_is_the_mean_over_draws():
+    draws = np.random.default_rng(0).normal(0.55, 0.1, 4000)
+    grown = [log_hypervolume(np.vstack([FRONT, [draw, 4.0]]), 40.0) for draw in draws]
+    gain = expected_gain(np.array([0.55]), np.array([0.1]), np.array([4.0]), FRONT, 40.0)
+    standard_error = np.std(grown) / math.sqrt(len(draws))
+    assert gain[0] == pytest.approx(np.mean(grown) - log_hypervolume(FRONT, 40.0), abs=4 * standard_error)
+
+
+def test_nothing_is_expected_of_what_is_slower_than_the_slowest_that_counts():
+    assert expected_gain(np.array([0.99]), np.array([0.1]), np.array([41.0]), FRONT, 40.0)[0] == 0
+
+
+def test_with_no_front_yet_a_point_adds_its_accuracy_over_all_slower_seconds():
+    gain = expected_gain(np.array([0.6]), np.array([1e-9]), np.array([4.0]), np.zeros((0, 2)), 40.0)
+    assert gain[0] == pytest.approx(0.6 * math.log(10))
+
+
+@pytest.mark.parametrize("name", spaces.names())
+def test_draws_of_every_space_are_configurations_and_finite_features(name):
+    space, generator = spaces.load(name), np.random.default_rng(0)
+    near = None
+    for _ in range(50):
+        draw = Draw(generator, near)
+        config = (
+            spaces.configure(space, StudySettings(name="a", depth=8), draw)
+            if name == "quickstart"
+            else (spaces.configure(space, SETTINGS, draw))
+        )
+        assert np.isfinite(features(config, 3.0)).all()
+        near = draw.params
+
+
+def test_a_neighbour_keeps_most_of_its_parameters():
+    generator = np.random.default_rng(0)
+    first = Draw(generator)
+    configure(first)
+    shares = []
+    for _ in range(50):
+        near = Draw(generator, first.params)
+        configure(near)
+        shared = set(first.params) & set(near.params)
+        shares.append(np.mean([first.params[name] == near.params[name] for name in shared]))
+    assert 0.6 < np.mean(shares) < 0.9
+
+
+def test_integers_are_drawn_evenly_ends_included():
+    generator = np.random.default_rng(0)
+    drawn = [Draw(generator).suggest_int("n", 1, 4) for _ in range(2000)]
+    assert np.bincount(drawn)[1:] == pytest.approx([500] * 4, abs=90)
+
+
+def test_the_forest_learns_which_recipe_is_accurate_and_is_least_sure_of_what_it_has_not_seen():
+    generator = np.random.default_rng(0)
+    configs = [configure(Draw(generator)) for _ in range(300)]
+    x = np.stack([features(config, seconds_of(config)) for config in configs])
+    y = np.array([0.8 if config.training == "free" else 0.2 for config in configs])
+    mean, deviation = Forest(x[:200], y[:200], 0).predict(x[200:])
+    is_free = y[200:] > 0.5
+    assert mean[is_free].mean() > 0.6 > 0.35 > mean[~is_free].mean()
+    assert (deviation >= sampling.LEAST_DEVIATION).all()
+
+
+def test_only_so_many_trials_are_fitted_and_the_most_accurate_are_among_them(monkeypatch):
+    monkeypatch.setattr(sampling, "MAX_FITTED", 20)
+    x = np.arange(200, dtype=np.float32)[:, None]
+    y = np.where(x[:, 0] == 7, 0.9, 0.1)
+    mean, _ = Forest(x, y, 0).predict(np.array([[7.0], [199.0]]))
+    assert mean[0] > mean[1]
+
+
+def test_no_trial_beyond_the_seconds_allowed_is_proposed():
+    study = study_of(front_sampler(max_seconds=10.0, n_startup=5))
+    for _ in range(15):
+        assert seconds_of(ask_and_tell(study, lambda config: 0.01 * config.epochs)) <= 10.0
+
+
+def test_seconds_that_no_configuration_meets_are_one_line():
+    with pytest.raises(InputError, match="max_trial_seconds: 1 given; accepted: at least 5, the quickest of"):
+        study_of(front_sampler(max_seconds=1.0)).ask()
+
+
+def test_proposals_come_before_any_seconds_are_known():
+    study = study_of(FrontSampler(configure, lambda study: lambda config: None, seed=0), n=3)
+    assert len(study.trials) == 3
+    assert study.sampler.gain_per_hour is None
+
+
+def test_after_the_start_the_accurate_and_quick_are_proposed():
+    def accuracy(config):
+        return 0.8 if config.training == "free" else 0.1
+
+    study = study_of(front_sampler(), n=40, accuracy=accuracy)
+    late = [trial.params["training"] for trial in study.trials[25:]]
+    assert late.count("free") > len(late) / 2  # one in six at random
+
+
+def test_a_running_trial_lowers_what_its_double_would_add():
+    study = study_of(front_sampler(), n=12, accuracy=lambda config: 0.01 * config.epochs)
+    proposals = [ask(study)[1] for _ in range(4)]
+    assert len({config.epochs for config in proposals}) > 1
+
+
+def test_an_earlier_study_is_learned_from_but_not_on_the_front():
+    earlier = study_of(
+        optuna.samplers.RandomSampler(seed=0), n=60, accuracy=lambda c: 0.8 if c.norm == "fixup" else 0.1
+    )
+    study = study_of(front_sampler(earlier=earlier.trials))
+    assert ask(study)[1].norm == "fixup"
+    assert study.sampler.gain_per_hour is None  # there is no front yet to gain on
+
+
+def test_the_expected_gain_shrinks_as_the_front_fills():
+    def accuracy(config):
+        return 0.8 if config.training == "free" else 0.1
+
+    study = study_of(front_sampler(), n=12, accuracy=accuracy)
+    early = study.sampler.gain_per_hour
+    for _ in range(20):
+        ask_and_tell(study, accuracy)
+    assert 0 < study.sampler.gain_per_hour < early
+
+
+def test_what_was_stopped_early_counts_as_it_stood():
+    study = study_of(front_sampler(n_startup=2), n=3)
+    trial, _ = ask(study)
+    trial.set_user_attr("curve", [{"adversarial_accuracy": 0.07}])
+    study.tell(trial, state=TrialState.PRUNED)
+    assert study.sampler._learnt(study.get_trials())[1][-1] == 0.07

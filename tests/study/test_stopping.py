@@ -1,0 +1,86 @@
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from study.stopping import Stopping, final_accuracy, rises
+from trainables.config import TrialConfig
+
+CONFIG = TrialConfig(epochs=10)
+
+
+def trial(curve, seconds=10.0, state=TrialState.COMPLETE, **attrs):
+    rows = [{"adversarial_accuracy": accuracy} for accuracy in curve]
+    config = CONFIG.model_dump(mode="json")
+    values = [curve[-1], seconds] if state is TrialState.COMPLETE else None
+    return create_trial(state=state, values=values, user_attrs={"curve": rows, "config": config, **attrs})
+
+
+def rows(*curve):
+    return [{"adversarial_accuracy": accuracy} for accuracy in curve]
+
+
+# Ten finished trials that rise by 0.1 to 0.55 over the second half of their schedules.
+FINISHED = [trial([0.1] * 5 + [0.2 + 0.05 * i] * 5, seconds=10 + i) for i in range(10)]
+
+
+def test_rises_are_counted_from_the_same_fraction_of_each_schedule():
+    curves = [[0.0, 0.1, 0.4, 0.5], [0.2, 0.6], []]
+    assert rises(curves, 0.5) == pytest.approx([0.4, 0.4])
+    assert rises(curves, 1.0) == pytest.approx([0.0, 0.0])
+    assert rises(curves, 0.01) == pytest.approx([0.5, 0.4])  # before the first epoch's end its accuracy counts
+
+
+def test_a_trial_is_stopped_where_no_finished_one_rose_as_far_as_it_must():
+    # The best member within 30 s has 0.65; the largest rise from half is 0.55.
+    rule = Stopping(quantile=1.0)
+    assert rule(CONFIG, "", rows(*[0.05] * 5), 30.0, FINISHED) is not None
+    assert rule(CONFIG, "", rows(*[0.15] * 5), 30.0, FINISHED) is None
+
+
+def test_the_reason_names_what_decided():
+    reason = Stopping(quantile=1.0)(CONFIG, "", rows(*[0.05] * 5), 30.0, FINISHED)
+    assert reason == (
+        "accuracy 0.050 after 5 of 10 epochs, 0.600 expected at most, and the front has 0.650 in less time"
+    )
+
+
+def test_a_trial_quicker_than_every_front_member_goes_on():
+    assert Stopping()(CONFIG, "", rows(*[0.0] * 9), 9.9, FINISHED) is None
+
+
+def test_a_published_configuration_is_never_stopped():
+    hopeless = rows(*[0.0] * 9)
+    assert Stopping()(CONFIG, "", hopeless, 99.0, FINISHED) is not None
+    assert Stopping()(CONFIG, "Fixup 8→128", hopeless, 99.0, FINISHED) is None
+
+
+def test_nothing_is_stopped_before_enough_trials_have_finished():
+    others = [trial([0.9] * 10, state=TrialState.PRUNED) for _ in range(20)]
+    assert Stopping(n_needed=11)(CONFIG, "", rows(0.0), 99.0, FINISHED + others) is None
+
+
+def test_trials_that_did_not_complete_say_nothing_about_rises_or_the_front():
+    failed = [trial([0.0] * 9 + [1.0], state=TrialState.FAIL) for _ in range(50)]
+    curve = rows(*[0.05] * 5)
+    assert Stopping(1.0)(CONFIG, "", curve, 30.0, FINISHED) == Stopping(1.0)(CONFIG, "", curve, 30.0, failed + FINISHED)
+
+
+@pytest.mark.parametrize(
+    "ended,accuracy",
+    [
+        (trial([0.1, 0.4]), 0.4),
+        (trial([0.1, 0.3], state=TrialState.PRUNED), 0.3),
+        (trial([0.1], state=TrialState.FAIL, reason="diverged: loss nan in epoch 2 of 10"), 0.0),
+        (trial([0.1], state=TrialState.FAIL, reason="machine: worker or node lost, 4 times"), None),
+        (create_trial(state=TrialState.PRUNED), None),
+    ],
+)
+def test_what_an_end_says_about_a_configuration(ended, accuracy):
+    assert final_accuracy(ended) == accuracy
+
+
+def test_a_stopped_trial_is_told_and_kept_off_the_front_by_optuna_too():
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    study.tell(study.ask(), [0.5, 10.0])
+    study.tell(study.ask(), state=TrialState.PRUNED)
+    assert [best.number for best in study.best_trials] == [0]
