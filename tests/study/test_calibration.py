@@ -6,17 +6,18 @@ from study.storage import DIRECTIONS
 from trainables.config import ConstantBatch, GeometricBatch, TrialConfig
 
 CONFIG = TrialConfig(depth=8, norm="fixup", batch_size_schedule=ConstantBatch(size=32), epochs=3)
-GPU = {"resnet8 fixup natural": {"16": 1.0, "32": 1.5}}
+GPU = {"resnet8 fixup tf32 natural": {"16": 1.0, "32": 1.5}}
 
 
 @pytest.mark.parametrize(
     "changes,key",
     [
-        ({}, "resnet8 fixup natural"),
-        ({"training": "pgd", "pgd_steps": 7}, "resnet8 fixup pgd 7"),
-        ({"training": "trades", "pgd_steps": 5}, "resnet8 fixup trades 5"),
-        ({"training": "free", "free_replays": 4}, "resnet8 fixup free 4"),
-        ({"training": "fgsm"}, "resnet8 fixup fgsm 1"),
+        ({}, "resnet8 fixup tf32 natural"),
+        ({"training": "pgd", "pgd_steps": 7}, "resnet8 fixup tf32 pgd 7"),
+        ({"training": "trades", "pgd_steps": 5}, "resnet8 fixup tf32 trades 5"),
+        ({"training": "free", "free_replays": 4}, "resnet8 fixup tf32 free 4"),
+        ({"training": "fgsm"}, "resnet8 fixup tf32 fgsm 1"),
+        ({"precision": "bf16"}, "resnet8 fixup bf16 natural"),
     ],
 )
 def test_a_key_names_what_a_steps_seconds_depend_on(changes, key):
@@ -44,7 +45,7 @@ def test_what_was_never_measured_takes_as_long_as_its_passes_over_the_network_su
     natural = calibration.expected_seconds(CONFIG, 96, GPU)
     assert calibration.expected_seconds(pgd, 96, GPU) == 8 * natural
     assert calibration.expected_seconds(free, 96, GPU) == 4 * natural
-    nearer = GPU | {"resnet8 fixup pgd 3": {"32": 5.0}}
+    nearer = GPU | {"resnet8 fixup tf32 pgd 3": {"32": 5.0}}
     assert calibration.expected_seconds(pgd, 96, nearer) == 3 * 3 * 5.0 * 8 / 4
     assert calibration.expected_seconds(CONFIG.model_copy(update={"depth": 14}), 96, GPU) is None
 
