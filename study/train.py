@@ -12,7 +12,6 @@ import optuna
 
 from study import cli, members, storage
 from study.settings import StudySettings
-from trainables.config import TrialConfig
 from trainables.errors import InputError
 
 
@@ -37,31 +36,20 @@ def command(
         raise InputError(f"out: {path} given; accepted: a file in a folder that exists")
     stored = study.user_attrs["settings"] | ({"data_dir": data_dir} if data_dir else {})
     settings = StudySettings(**{field: stored[field] for field in StudySettings.model_fields if field in stored})
-    return train(member.config if seed is None else member.with_seed(seed), settings, path)
+    from trainables import single  # torch takes seconds: a typo is answered before
+    from trainables.trial import Diverged
 
-
-def train(config: TrialConfig, settings: StudySettings, path: Path) -> int:
-    """Train from the first epoch to the last, a line for each, and write the weights to `path`."""
-    import torch  # after the arguments are known to be good: it takes seconds
-
-    from trainables import data
-    from trainables.trial import Diverged, Trial
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = data.load(settings.dataset, settings.data.data_dir, device=str(device))
-    trial = Trial(config, dataset, settings.evaluation, device)
-    trial.warm_up()
     try:
-        while not trial.done:
-            row = trial.train_epoch()
-            click.echo(
-                f"epoch {row['epoch']} of {config.epochs}: {row['train_seconds']:.1f} s, loss {row['train_loss']:.3f}, "
-                f"clean {row['clean_accuracy']:.3f}, adversarial {row['adversarial_accuracy']:.3f}"
-            )
+        single.train(
+            member.config if seed is None else member.with_seed(seed),
+            settings.data,
+            settings.evaluation,
+            path,
+            click.echo,
+        )
     except Diverged as error:
         click.echo(f"error: diverged: {error}", err=True)
         return 1
-    trial.save_weights(path)
     click.echo(path)
     return 0
 

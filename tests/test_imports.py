@@ -40,7 +40,10 @@ def test_ray_stays_in_the_files_that_translate(path):
     assert not set(imported(path)) & {"ray", "torch"}
 
 
-@pytest.mark.parametrize("module", ["study.pareto", "study.report", "study.reproduce", "trainables.config"])
+COMMANDS = ["pareto", "report", "reproduce", "confirm", "recommend", "train"]
+
+
+@pytest.mark.parametrize("module", [*(f"study.{name}" for name in COMMANDS), "trainables.config"])
 def test_a_command_starts_without_torch_or_ray(module):
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'ray'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

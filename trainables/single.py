@@ -1,0 +1,32 @@
+"""One training from its first epoch to its last, without a study around it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from trainables import data
+from trainables.config import DataConfig, EvalConfig, TrialConfig
+from trainables.trial import Trial
+
+
+def train(
+    config: TrialConfig, images: DataConfig, evaluation: EvalConfig, path: Path, say: Callable[[str], None]
+) -> None:
+    """Train on the GPU where there is one, with a line for each epoch, and write the weights to `path`.
+
+    Raises:
+        Diverged: If the loss or a weight is not finite at an epoch's end; nothing is written then.
+        InputError: If the images cannot be used.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dataset = data.load(images.name, images.data_dir, device=str(device))
+    trial = Trial(config, dataset, evaluation, device)
+    trial.warm_up()
+    while not trial.done:
+        row = trial.train_epoch()
+        say(
+            f"epoch {row['epoch']} of {config.epochs}: {row['train_seconds']:.1f} s, loss {row['train_loss']:.3f}, "
+            f"clean {row['clean_accuracy']:.3f}, adversarial {row['adversarial_accuracy']:.3f}"
+        )
+    trial.save_weights(path)
