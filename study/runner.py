@@ -61,6 +61,7 @@ def cluster(settings: StudySettings) -> Iterator[dict[str, float]]:
 
     Raises:
         InputError: If nothing answers at the address, or one trial needs more than the cluster has.
+        OSError: If Ray does not start on this machine.
     """
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     require_reachable(settings.address)
@@ -70,10 +71,12 @@ def cluster(settings: StudySettings) -> Iterator[dict[str, float]]:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the searcher and the display say what happened
     try:
         ray.init(address=settings.address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises a bare one where its own processes are too slow to start
         said = str(error).strip() or type(error).__name__
         # Where versions differ, the lines after the first name them.
         cause = " ".join(said.split()) if "ersion mismatch" in said else said.splitlines()[0]
+        if not settings.address:
+            raise OSError(f"Ray does not start on this machine: {cause}") from None
         raise InputError(
             f"address: {settings.address!r} given ({cause}); accepted: the address of a running Ray cluster"
         ) from None
