@@ -118,7 +118,7 @@ def require_a_front(trials: Sequence[FrozenTrial]) -> None:
     )
 
 
-def members_numbered(trials: Sequence[FrozenTrial], numbers: Iterable[int]) -> list[Member]:
+def members_numbered(trials: Sequence[FrozenTrial], numbers: Iterable[int], field: str = "members") -> list[Member]:
     """Raises:
     InputError: If a number is not that of a complete trial.
     """
@@ -126,7 +126,7 @@ def members_numbered(trials: Sequence[FrozenTrial], numbers: Iterable[int]) -> l
     for number in numbers:
         if number not in complete:
             some = ", ".join(map(str, sorted(trial.number for trial in front_of(trials))))
-            raise InputError(f"members: {number} given; accepted: complete trials, such as those of the front: {some}")
+            raise InputError(f"{field}: {number} given; accepted: complete trials, such as those of the front: {some}")
     return [member(complete[number]) for number in dict.fromkeys(numbers)]
 
 

@@ -28,7 +28,7 @@ def command(
     name: str, number: int, seed: int | None, out: str | None, data_dir: str | None, results_dir: str, url: str | None
 ) -> int:
     study = storage.named(name, results_dir, url)
-    (member,) = members.members_numbered(study.get_trials(deepcopy=False), [number])
+    (member,) = members.members_numbered(study.get_trials(deepcopy=False), [number], "number")
     path = Path(out or f"{name}-{number:04d}.safetensors")
     if path.exists():
         raise InputError(f"out: {path} exists; accepted: a new file")

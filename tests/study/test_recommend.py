@@ -220,7 +220,7 @@ def test_the_command_it_prints_trains_the_configuration(tmp_path, monkeypatch, c
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["7"], "members: 7 given; accepted: complete trials"),
+        (["7"], "number: 7 given; accepted: complete trials"),
         (["two"], "'two' is not a valid integer"),
         (["1", "--out", "no/such/folder/weights"], "out: no/such/folder/weights given; accepted: a file in a folder"),
         (["1", "--seed", "-1"], "-1 is not in the range"),
