@@ -1,18 +1,22 @@
 """Runs searches on the replay; see docs/search.md.
 
-python -m benchmarks.replay.compare run out.jsonl "random,front" --seeds 20 --budget 370
+python -m benchmarks.replay.compare run out.jsonl "random;front" --seeds 20 --budget 120 --overhead 0.1
+    python -m benchmarks.replay.compare show out.jsonl
 """
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
+import numpy as np
 import optuna
 
 from benchmarks.replay import surrogate
 from benchmarks.replay.methods import METHODS
 from benchmarks.replay.simulate import World, simulate
+from study.front import hypervolume
 
 N_WORKERS = 4
 
@@ -58,6 +62,90 @@ def run(path: Path, names: str, seeds: int, first_seed: int, budget: float, over
             with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(name, seed, outcome.n_started, outcome.n_stopped, row["cpu_seconds"], flush=True)
+
+
+SLOWEST = 13.5  # seconds of the slowest recorded training: the reference point, whose accuracy is 0
+N_RESAMPLES = 2000
+Curves = dict[str, np.ndarray]  # hypervolume by seed and budget
+
+
+def curves(paths: Sequence[Path], budgets: np.ndarray, log: bool) -> Curves:
+    """Hypervolume of completed trials by true accuracy, of each search, (seeds, budgets); NaN beyond its budget."""
+    found: dict[str, list[np.ndarray]] = {}
+    for path in paths:
+        for run in map(json.loads, path.read_text().splitlines()):
+            points = np.array(run["completed"]).reshape(-1, 4)
+            found.setdefault(run["method"], []).append(
+                np.array([volume(points, budget, log) if budget <= run["budget"] else np.nan for budget in budgets])
+            )
+    return {method: np.stack(each) for method, each in found.items()}
+
+
+def volume(points: np.ndarray, budget: float, log: bool) -> float:
+    """Of (n, 4) device-seconds when a trial ended, its true and observed accuracy, its seconds."""
+    done = points[(points[:, 0] <= budget) & (points[:, 3] < SLOWEST)]
+    scale = np.log if log else np.asarray
+    return hypervolume(np.column_stack([done[:, 1], scale(done[:, 3])]), (0.0, float(scale(SLOWEST))))
+
+
+def speed_up(ours: np.ndarray, peer: np.ndarray, budgets: np.ndarray, budget: float) -> np.ndarray:
+    """Estimate, low and high end of the 95 % interval over seeds: `budget` over what ours needs for the peer's mean.
+
+    The share of resamples in which ours did not get there counts as a ratio of at most the one at its last budget.
+    """
+    generator, at = np.random.default_rng(0), int(np.searchsorted(budgets, budget))
+
+    def ratio(ours: np.ndarray, peer: np.ndarray) -> float:
+        reached = np.flatnonzero(ours.mean(0) >= peer[:, at].mean())
+        known = budgets[np.isfinite(ours).all(0)]
+        return budget / (budgets[reached[0]] if len(reached) else known[-1] * 1.0001)
+
+    def resampled(rows: np.ndarray) -> np.ndarray:
+        return rows[generator.integers(len(rows), size=len(rows))]
+
+    ratios = [ratio(resampled(ours), resampled(peer)) for _ in range(N_RESAMPLES)]
+    return np.array([ratio(ours, peer), *np.quantile(ratios, [0.025, 0.975])])
+
+
+@main.command()
+@click.argument("paths", nargs=-1, type=Path)
+@click.option("--budgets", default="30,60,120")
+@click.option("--linear", is_flag=True, help="Accuracy x seconds instead of accuracy x log seconds.")
+@click.option("--figure", type=Path)
+def show(paths: tuple[Path, ...], budgets: str, linear: bool, figure: Path | None) -> None:
+    """Mean hypervolumes, and how much less budget `front` needs."""
+    grid, at = np.arange(1.0, 371.0), [float(text) for text in budgets.split(",")]
+    found = curves(paths, grid, not linear)
+    for method, rows in found.items():
+        cells = [f"{len(rows)} seeds"]
+        for budget in at:
+            column = rows[:, int(np.searchsorted(grid, budget))]
+            if np.isfinite(column).all():
+                spread = 1.96 * column.std(ddof=1) / np.sqrt(len(column)) if len(column) > 1 else np.nan
+                cells.append(f"{budget:g} s: {column.mean():.2f} ± {spread:.2f}")
+                if method != "front":
+                    estimate, low, high = speed_up(found["front"], rows, grid, budget)
+                    cells[-1] += f", front needs 1/{estimate:.1f} ({low:.1f} to {high:.1f})"
+        click.echo(f"{method}: " + "; ".join(cells))
+    if figure:
+        draw(found, grid, figure)
+
+
+def draw(found: Curves, grid: np.ndarray, path: Path) -> None:
+    """Mean and 95 % interval over seeds against device-seconds."""
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = picture.subplots()
+    for method, rows in found.items():
+        mean, error = rows.mean(0), 1.96 * rows.std(0, ddof=1) / np.sqrt(len(rows))
+        axes.plot(grid, mean, label=f"{method} ({len(rows)} seeds)")
+        axes.fill_between(grid, mean - error, mean + error, alpha=0.15)
+    axes.set(xscale="log", xlim=(5, None), xlabel="device-seconds", ylabel="hypervolume, accuracy x log seconds")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

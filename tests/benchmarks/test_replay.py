@@ -1,0 +1,97 @@
+import math
+
+import numpy as np
+import pytest
+from optuna.samplers import RandomSampler
+
+from benchmarks.replay import compare, surrogate
+from benchmarks.replay.simulate import Asha, OptunaStudy, World, configure, simulate
+from study.sampling import Draw
+from study.stopping import Stopping
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World(surrogate.load())
+
+
+def test_at_least_400_configurations_were_recorded_some_with_other_seeds():
+    trials, _, _ = surrogate.read()
+    numbers = [trial["number"] for trial in trials]
+    assert len(set(numbers)) >= 400
+    assert numbers.count(0) == 4
+    assert all(len(trial["curve"]) == trial["config"]["epochs"] or trial["failure"] for trial in trials)
+
+
+def test_a_curve_has_one_accuracy_and_one_time_an_epoch(world):
+    config = configure(Draw(np.random.default_rng(0)))
+    curve, seconds = world.surrogate.mean_curve(config), world.surrogate.epoch_seconds(config)
+    assert curve.shape == seconds.shape == (config.epochs,)
+    assert ((curve >= 0) & (curve <= 1)).all() and (seconds > 0).all()
+
+
+def test_seconds_are_the_sum_over_steps(world):
+    config = configure(Draw(np.random.default_rng(0)))
+    config = config.model_copy(update={"training": "natural", "norm": "batchnorm", "epochs": 4})
+    schedule = {
+        "batch_size_schedule": surrogate.TrialConfig(
+            batch_size_schedule={"kind": "constant", "size": 32}
+        ).batch_size_schedule
+    }
+    config = config.model_copy(update=schedule)
+    _, steps, n_examples = surrogate.read()
+    row = steps[(steps.norm == "batchnorm") & (steps.training == "natural") & (steps.batch_size == 32)]
+    assert n_examples % 32 == 0
+    assert world.known_seconds(config) == pytest.approx(4 * n_examples / 32 * row.seconds.item())
+
+
+def test_noise_has_the_spread_that_repeated_trainings_showed(world):
+    flat, generator = np.full(20, 0.5), np.random.default_rng(0)
+    finals = [world.surrogate.draw(flat, generator)[-1] for _ in range(500)]
+    nearest = np.argsort(np.abs(world.surrogate.levels - 0.5))[:8]
+    assert np.std(finals) == pytest.approx(world.surrogate.residuals[nearest, -1].std(), rel=0.15)
+
+
+def test_workers_spend_no_more_than_the_budget_and_each_second_once(world):
+    outcome = simulate(
+        OptunaStudy(RandomSampler(seed=0), world.known_seconds), world.surrogate, n_workers=4, budget=40.0, seed=0
+    )
+    assert outcome.n_stopped == 0
+    assert outcome.n_started - 4 == len(outcome.completed) > 5
+    spent = [when for when, *_ in outcome.completed]
+    assert spent == sorted(spent) and spent[-1] <= 40.0
+    assert sum(seconds for *_, seconds in outcome.completed) <= 40.0
+
+
+def test_the_same_seed_gives_the_same_search(world):
+    def run():
+        search = OptunaStudy(RandomSampler(seed=3), world.known_seconds)
+        return simulate(search, world.surrogate, n_workers=2, budget=10.0, seed=3).completed
+
+    assert run() == run()
+
+
+@pytest.mark.parametrize("tell", ["pruned", "failed", "values", "constraint"])
+def test_a_stopped_trial_is_counted_and_told(world, tell):
+    search = OptunaStudy(RandomSampler(seed=0), world.known_seconds, Stopping(0.5, n_needed=3), tell)
+    outcome = simulate(search, world.surrogate, n_workers=4, budget=40.0, seed=0)
+    assert outcome.n_stopped > 0
+    assert len(outcome.completed) + outcome.n_stopped == outcome.n_started - 4
+
+
+def test_asha_stops_most_trials_before_their_ends(world):
+    search = Asha(RandomSampler(seed=0), world.known_seconds, 3)
+    outcome = simulate(search, world.surrogate, n_workers=4, budget=40.0, seed=0)
+    assert outcome.n_stopped > len(outcome.completed)
+
+
+def test_volume_is_of_what_was_completed_within_the_budget():
+    points = np.array([[1.0, 0.5, 0.9, 2.0], [5.0, 0.8, 0.1, 4.0], [50.0, 1.0, 1.0, 1.0]])
+    expected = 0.5 * math.log(compare.SLOWEST / 2) + 0.3 * math.log(compare.SLOWEST / 4)
+    assert compare.volume(points, 10.0, log=True) == pytest.approx(expected)
+
+
+def test_a_search_that_is_there_in_a_third_of_the_budget_has_a_speed_up_of_three():
+    budgets = np.arange(1.0, 61.0)
+    peer = np.tile(budgets, (5, 1))
+    np.testing.assert_allclose(compare.speed_up(3 * peer, peer, budgets, 30.0), 3.0)
