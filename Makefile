@@ -6,8 +6,9 @@ BIN := .venv/bin
 pareto: .venv/installed
 	$(BIN)/python -m study.pareto
 
+# Two files at a time, one thread each; a file's tests stay together, for they may share hosts or a study.
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
