@@ -95,7 +95,7 @@ class Network:
         self.folder = folder
         self.hosts: dict[str, Host] = {}
         self.home = folder / "home"  # of root, on each host its own
-        self.home.mkdir()
+        self.home.mkdir(parents=True)
         call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key")
         self.switch = unshared("--net", command=["sleep", "infinity"], log=folder / "switch.log")
         self.ip("link", "add", "bridge", "type", "bridge")
