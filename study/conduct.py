@@ -18,7 +18,8 @@ from trainables import data
 from trainables.config import TrialConfig
 from trainables.files import remove_partial
 
-SECRET_OR_LOCAL = {"storage", "address", "results_dir"}  # not stored with the study
+# Not stored with the study: secrets, places of this machine, and how long one run may last.
+NOT_STORED = {"storage", "address", "results_dir", "timeout"}
 PLAIN_WIDTH = 120  # columns where stdout is no terminal
 
 
@@ -86,7 +87,7 @@ def open_study(settings: StudySettings, space: Space, n_examples: int) -> optuna
     study.sampler = search.make_sampler(settings, n_existing, configure, n_examples)
     search.requeue_interrupted(study)
     search.enqueue_baselines(study, space)
-    study.set_user_attr("settings", settings.model_dump(mode="json", exclude=SECRET_OR_LOCAL))
+    study.set_user_attr("settings", settings.model_dump(mode="json", exclude=NOT_STORED))
     return study
 
 

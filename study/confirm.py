@@ -77,8 +77,7 @@ def resolve(searched: optuna.Study, given: dict[str, object]) -> ConfirmSettings
     stored = None if study is None else study.user_attrs.get("settings")
     if stored is not None and stored.get("search") != name:
         raise InputError(f"name: {first.name!r} is a study of its own there; accepted: a search of another name")
-    kept = stored and {field: value for field, value in stored.items() if field != "timeout"}
-    return from_layers(given, kept, defaults, ConfirmSettings)
+    return from_layers(given, stored, defaults, ConfirmSettings)
 
 
 def run(settings: ConfirmSettings, searched: optuna.Study, chosen: Sequence[Member]) -> int:

@@ -49,7 +49,7 @@ from rich.console import Console
 from rich.table import Table
 
 from study import gates, search, storage
-from study.conduct import SECRET_OR_LOCAL, carry_out
+from study.conduct import NOT_STORED, carry_out
 from study.front import probability_on_front
 from study.lock import driver_lock
 from study.members import ConfirmSettings, Member, fresh_seeds, role
@@ -103,7 +103,7 @@ def prepare(settings: ConfirmSettings, members: Sequence[Member]) -> optuna.Stud
                 config = member.with_seed(seed).model_dump(mode="json")
                 attrs = {"label": member.label, "member": member.number, "name": member.name, "config": config}
                 study.enqueue_trial({}, user_attrs=attrs)
-    study.set_user_attr("settings", settings.model_dump(mode="json", exclude=SECRET_OR_LOCAL))
+    study.set_user_attr("settings", settings.model_dump(mode="json", exclude=NOT_STORED))
     return study
 
 

@@ -5,17 +5,15 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 from optuna.trial import FrozenTrial
 
 from study.results import front_of, weights_name
+from trainables.config import DataConfig, EvalConfig
 from trainables.errors import InputError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-N_ATTACKED, N_SHOWN = 32, 8
+N_SHOWN = 8
 
 # What must lie in the data folder, so that a report downloads nothing.
 DOWNLOADED = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "svhn": "train_32x32.mat"}
@@ -68,36 +66,21 @@ def make(trials: Sequence[FrozenTrial], settings: dict[str, object], folder: Pat
 
 
 def _attack(trial: FrozenTrial, settings: dict[str, object], weights: Path) -> list[Example]:
-    import torch  # five seconds that only this part of a report needs
+    from trainables import examples  # torch takes seconds that only this part of a report needs
 
-    from trainables import data
-    from trainables.config import EvalConfig
-    from trainables.trial import evaluation_attack, first_examples, load_model
-
-    model, dataset = load_model(weights), data.load(settings["dataset"], settings.get("data_dir"))
-    x, y = first_examples(dataset.validation, N_ATTACKED)
+    images = DataConfig(name=settings["dataset"], data_dir=settings.get("data_dir"))
     evaluation = EvalConfig(eps=settings["eps"], attack_steps=settings["attack_steps"])
-    attacked = evaluation_attack(model, evaluation, trial.user_attrs["config"]["seed"])(model, x, y)
-    with torch.no_grad():
-        before, after = model(x).argmax(1), model(attacked).argmax(1)
-    difference = ((attacked - x) / (2 * max(settings["eps"], 1e-9)) + 0.5).clamp(0, 1)
+    attacked = examples.attack(weights, images, evaluation, trial.user_attrs["config"]["seed"], N_SHOWN)
     return [
-        Example(
-            original=_png(x[i]),
-            adversarial=_png(attacked[i]),
-            difference=_png(difference[i]),
-            label=dataset.class_names[y[i]],
-            predicted=dataset.class_names[after[i]],
-        )
-        for i in (before == y).nonzero()[:N_SHOWN, 0].tolist()
+        Example(_png(one.original), _png(one.adversarial), _png(one.difference), one.label, one.predicted)
+        for one in attacked
     ]
 
 
-def _png(image: "Tensor") -> str:
-    """(C, H, W) in [0, 1] as a data URI."""
+def _png(pixels: np.ndarray) -> str:
+    """(H, W, C), uint8, as a data URI."""
     from PIL import Image
 
-    pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

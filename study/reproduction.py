@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from study import search, storage
-from study.conduct import SECRET_OR_LOCAL, carry_out
+from study.conduct import NOT_STORED, carry_out
 from study.papers.claims import Claim, Measured, by_seed, interval, text, verdict
 from study.papers.paper import Column, Paper, Trials, trial_configs
 from study.papers.settings import ReproductionSettings
@@ -56,7 +56,7 @@ def prepare(settings: ReproductionSettings, configs: list[tuple[str, TrialConfig
     for label, config in configs:
         if config not in known:
             study.enqueue_trial({}, user_attrs={"label": label, "config": config.model_dump(mode="json")})
-    study.set_user_attr("settings", settings.model_dump(mode="json", exclude=SECRET_OR_LOCAL))
+    study.set_user_attr("settings", settings.model_dump(mode="json", exclude=NOT_STORED))
     return study
 
 

@@ -32,7 +32,7 @@ def test_a_search_space_needs_optuna_alone_of_the_stack(path):
     assert not set(imported(path)) & {"ray", "torch", "study", "trainables"}
 
 
-RAY_HERE = ["runner.py", "search.py", "stopping.py"]
+RAY_HERE = ["runner.py", "search.py", "logs.py", "metrics.py"]
 
 
 @pytest.mark.parametrize("path", [*files("study", but=RAY_HERE), *files("study/papers")], ids=lambda p: p.name)
@@ -40,7 +40,12 @@ def test_ray_stays_in_the_files_that_translate(path):
     assert not set(imported(path)) & {"ray", "torch"}
 
 
-COMMANDS = ["pareto", "report", "reproduce", "confirm", "recommend", "train"]
+@pytest.mark.parametrize("name", RAY_HERE)
+def test_what_translates_for_ray_needs_no_tensors(name):
+    assert "torch" not in set(imported(ROOT / "study" / name))
+
+
+COMMANDS = ["pareto", "report", "reproduce", "confirm", "recommend", "train", "dashboard"]
 
 
 @pytest.mark.parametrize("module", [*(f"study.{name}" for name in COMMANDS), "trainables.config"])

@@ -13,8 +13,9 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from study import pareto
+from study import conduct, pareto, spaces
 from study.front import non_dominated
+from study.settings import StudySettings
 from trainables import data
 from trainables.trial import load_model
 
@@ -288,3 +289,12 @@ def test_help_explains_every_option(capsys):
     out = capsys.readouterr().out
     for option in ("--name", "--trials", "--timeout", "--dataset", "--data-dir", "--depth", "--eps", "--address"):
         assert option in out
+
+
+def test_how_long_one_run_may_last_is_not_kept_with_the_study(tmp_path):
+    settings = StudySettings(name="short", results_dir=str(tmp_path), timeout=5)
+    settings.folder.mkdir()
+    conduct.open_study(settings, spaces.load("quickstart"), 1000)
+    again, _ = pareto.resolve({"name": "short", "results_dir": str(tmp_path)})
+    assert again.timeout is None
+    assert again.identity == settings.identity

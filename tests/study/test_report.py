@@ -18,6 +18,7 @@ from tests.study import browser, synthetic
 from tests.study.test_results import CONFIG, add
 from trainables import data
 from trainables.config import EvalConfig, TrialConfig
+from trainables.examples import N_ATTACKED
 from trainables.trial import Trial, first_examples, load_model
 
 SETTINGS = {"name": "mine", "dataset": "digits", "eps": 0.1, "attack_steps": 10, "trials": 4}
@@ -204,7 +205,7 @@ class TestExamples:
         study.add_trial(create_trial(values=[0.1, 1.0], user_attrs=attrs))
 
         made = examples.make(study.trials, SETTINGS, tmp_path)
-        images, labels = first_examples(dataset.validation, examples.N_ATTACKED)
+        images, labels = first_examples(dataset.validation, N_ATTACKED)
         right = (load_model(path)(images).argmax(1) == labels).nonzero()[:, 0]
         assert 0 < len(made.shown) == min(len(right), examples.N_SHOWN)
         for example, index in zip(made.shown, right, strict=False):
