@@ -263,14 +263,17 @@ class FrontSampler(BaseSampler):
             )
         timed = [candidate for candidate in timed if candidate.seconds <= (self.max_seconds or math.inf)]
         seconds = np.array([candidate.seconds for candidate in timed])
-        x, accuracies = self._learnt(trials)
-        if len(x) < self.n_startup:
+        n_ended = len(self.earlier) + sum(trial.state.is_finished() for trial in trials)
+        if self.forest is None or n_ended > REFIT * self.n_fitted:
+            x, accuracies = self._learnt(trials)
+            if len(x) >= self.n_startup:
+                self.forest, self.n_fitted = Forest(x, accuracies, int(self.generator.integers(2**31))), n_ended
+        if self.forest is None:
             quick = 1 / seconds
             return timed[self.generator.choice(len(timed), p=quick / quick.sum())].params
-        if self.forest is None or len(x) > REFIT * self.n_fitted:
-            self.forest, self.n_fitted = Forest(x, accuracies, int(self.generator.integers(2**31))), len(x)
         mean, deviation = self.forest.predict(np.stack([candidate.x for candidate in timed]))
         front = np.array([trial.values for trial in complete] + self._believed(trials, self.forest)).reshape(-1, 2)
+        front = front[non_dominated(front)]  # the others change nothing but the time this takes
         slowest = BEYOND * float(seconds.max())
         gain = expected_gain(mean, deviation, seconds, front, slowest)
         # What a trial costs besides its training keeps the quickest ones from being free.
