@@ -1,0 +1,68 @@
+"""The search's own time per proposal against the number of finished trials.
+
+python -m benchmarks.replay.cost
+"""
+
+import time
+
+import click
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from benchmarks.replay import surrogate
+from benchmarks.replay.simulate import World, configure, rows
+from study.sampling import Draw, FrontSampler
+from study.stopping import Stopping
+from study.storage import DIRECTIONS
+
+
+def finished(world: World, n: int) -> list[FrozenTrial]:
+    generator, trials = np.random.default_rng(0), []
+    for number in range(n):
+        draw = Draw(generator)
+        config = configure(draw)
+        curve = world.surrogate.mean_curve(config)
+        trial = create_trial(
+            state=TrialState.COMPLETE,
+            values=[float(curve[-1]), world.known_seconds(config)],
+            user_attrs={"config": config.model_dump(mode="json"), "curve": rows(curve)},
+        )
+        trial.number = number
+        trial._params = draw.params
+        trials.append(trial)
+    return trials
+
+
+@click.command()
+@click.option("--proposals", default=30)
+def main(proposals: int) -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    world = World(surrogate.load())
+    trials = finished(world, 5000)
+    for n in (100, 1000, 5000):
+        study = optuna.create_study(directions=DIRECTIONS)
+        sampler = FrontSampler(configure, lambda study: world.known_seconds, seed=0)
+        sampler.expected_seconds = sampler.timer(study)
+        sampler.propose(trials[: n // 2])  # trials are encoded once, as they end, and not all at once
+        sampler.propose(trials[:n])
+        taken = []
+        for _ in range(proposals):
+            start = time.process_time()
+            sampler.propose(trials[:n])
+            taken.append(time.process_time() - start)
+        sampler.n_fitted = 0
+        start = time.process_time()
+        sampler.propose(trials[:n])
+        fit = time.process_time() - start
+        start = time.process_time()
+        Stopping()(configure(Draw(np.random.default_rng(1))), "", rows([0.0]), 99.0, trials[:n])
+        rule = time.process_time() - start
+        click.echo(
+            f"{n} finished: {1000 * np.median(taken):.0f} ms a proposal, {1000 * fit:.0f} ms with a new forest, "
+            f"{1000 * rule:.1f} ms a stopping decision (CPU time)"
+        )
+
+
+if __name__ == "__main__":
+    main()
