@@ -74,6 +74,8 @@ def all_of_ray(driver: psutil.Process, rng: random.Random) -> list[psutil.Proces
     return descendants(driver)
 
 
+IN_TRAINING = 0.75  # share of the kills that strike while an epoch runs, or just after
+
 # How often each is drawn: what is cheap to come back from, and most frequent in life, more often.
 WEIGHTS = {"worker": 6, "workers": 2, "driver": 2, "raylet": 1, "ray": 1}
 
@@ -153,7 +155,9 @@ def one_driver(folder: Path, name: str, rng: random.Random, report: Report, n_ki
     process = psutil.Process(driver.pid)
     try:
         while driver.poll() is None and time.monotonic() < deadline:
-            wait_until(rng.uniform(0.2, 3.0), driver)
+            if rng.random() < IN_TRAINING:  # the others strike whatever is under way, mostly a start
+                wait_for_an_epoch(folder / f"{name}.log", driver)
+            wait_until(rng.uniform(0.0, 2.0), driver)
             if driver.poll() is not None or sum(report.kills.values()) >= n_kills:
                 continue
             if not trial_workers(process):
@@ -172,6 +176,14 @@ def wait_for_workers(process: psutil.Process, driver: subprocess.Popen, seconds:
     while not trial_workers(process) and time.monotonic() < end:
         wait_until(0.2, driver)
     wait_until(3.0, driver)
+
+
+def wait_for_an_epoch(log: Path, driver: subprocess.Popen, seconds: float = 60) -> None:
+    """Sleep until a trial begins another epoch, and at most `seconds`."""
+    size = log.stat().st_size if log.exists() else 0
+    end = time.monotonic() + seconds
+    while driver.poll() is None and time.monotonic() < end and (not log.exists() or log.stat().st_size == size):
+        time.sleep(0.01)
 
 
 def wait_until(seconds: float, driver: subprocess.Popen) -> None:
