@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -13,9 +14,9 @@ from pathlib import Path
 
 import optuna
 import ray
+import yaml
 from optuna.exceptions import StorageInternalError
 from ray import tune
-from ray._private.state import state
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 from sqlalchemy.exc import SQLAlchemyError
@@ -36,6 +37,7 @@ from trainables.stores import join, store
 logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 10  # for a cluster to accept a connection
+AUTOSCALER_FILE = Path("~/ray_bootstrap_config.yaml")  # `ray up` leaves it on the head
 NODES_SECONDS = 5  # between two looks at the cluster's nodes
 DRIVER_FILE = "driver"  # beside the checkpoints
 OBJECT_STORE_BYTES = 200_000_000  # trials share no objects; Ray's default takes 30 % of the memory
@@ -81,25 +83,43 @@ def cluster(settings: StudySettings) -> Iterator[dict[str, float]]:
             f"address: {settings.address!r} given ({cause}); accepted: the address of a running Ray cluster"
         ) from None
     try:
-        resources = resources_in_reach()
-        for field, kind, needed in [
-            ("cpus_per_trial", "CPU", settings.cpus_per_trial),
-            ("gpus_per_trial", "GPU", gpus_per_trial(settings, resources)),
-        ]:
-            if needed > resources.get(kind, 0):
-                raise InputError(
-                    f"{field}: {needed} given; accepted: at most {resources.get(kind, 0):g}, all that Ray has"
-                )
-        yield resources
+        yield sufficient_resources(settings)
     finally:
         ray.shutdown()
 
 
-def resources_in_reach() -> dict[str, float]:
-    """What the cluster has, or can have once its autoscaler has started all nodes that it may."""
-    now = ray.cluster_resources()
-    later = state.get_max_resources_from_cluster_config() or {}
-    return now | {kind: max(now.get(kind, 0.0), float(amount)) for kind, amount in later.items()}
+def sufficient_resources(settings: StudySettings) -> dict[str, float]:
+    """What Ray has, or can have once its autoscaler has started all nodes that it may.
+
+    Raises:
+        InputError: If that is less than one trial needs.
+    """
+    resources = ray.cluster_resources()
+    if settings.address:
+        resources |= {kind: max(resources.get(kind, 0.0), amount) for kind, amount in startable().items()}
+    for field, kind, needed in [
+        ("cpus_per_trial", "CPU", settings.cpus_per_trial),
+        ("gpus_per_trial", "GPU", gpus_per_trial(settings, resources)),
+    ]:
+        if needed > resources.get(kind, 0):
+            raise InputError(f"{field}: {needed} given; accepted: at most {resources.get(kind, 0):g}, all that Ray has")
+    return resources
+
+
+def startable() -> dict[str, float]:
+    """What all nodes that the autoscaler may start have, where this is the head of a cluster made by `ray up`.
+
+    Ray itself has no answer: what its autoscaler may start stands in this file alone.
+    """
+    try:
+        config = yaml.safe_load(AUTOSCALER_FILE.expanduser().read_text())
+    except FileNotFoundError:
+        return {}
+    total: Counter[str] = Counter()
+    for node_type in config["available_node_types"].values():
+        for kind, amount in node_type.get("resources", {}).items():
+            total[kind] += amount * node_type.get("max_workers", 0)
+    return {kind: float(amount) for kind, amount in total.items()}
 
 
 def require_reachable(address: str | None) -> None:

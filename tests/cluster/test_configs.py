@@ -111,7 +111,7 @@ def test_ray_on_kubernetes_takes_the_rayjob_for_a_head_without_trials_and_gpu_wo
     job = yaml.safe_load((ROOT / "clusters" / "kuberay.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     cluster = job["spec"]["rayClusterSpec"]
-    assert cluster["enableInTreeAutoscaling"] and cluster["authOptions"] == {"mode": "token"}
+    assert cluster["authOptions"] == {"mode": "token"}
     assert f"ray=={cluster['rayVersion']}\n" in (ROOT / "constraints.txt").read_text()
     # As the autoscaler in the head's pod reads it.
     resource = {"metadata": {"name": "a", "namespace": "default"}, "spec": cluster}
@@ -120,7 +120,7 @@ def test_ray_on_kubernetes_takes_the_rayjob_for_a_head_without_trials_and_gpu_wo
     head, worker = (config["available_node_types"][name] for name in (config["head_node_type"], "gpu-worker"))
     assert head["resources"]["CPU"] == 0 and "GPU" not in head["resources"]
     assert worker["resources"]["CPU"] == 4 and worker["resources"]["GPU"] == 1
-    assert (worker["min_workers"], worker["max_workers"]) == (0, 8)
+    assert (worker["min_workers"], worker["max_workers"]) == (4, 4)
 
 
 def test_the_rayjobs_command_is_one_that_the_search_accepts(home, monkeypatch):

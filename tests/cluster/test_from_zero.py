@@ -7,30 +7,61 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from tests.cluster.hosts import ROOT, Host, Network, missing
+from tests.cluster.rayup import RAY
 from tests.faults.campaign import SPACE
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
-# Arguments: those of the search. Prints the workers that Ray had before, at most during, and after the study.
+# As `ray up` leaves it on the head; the nodes are processes on the same host.
+CONFIG = {
+    "cluster_name": "pretended",
+    "max_workers": 2,
+    "upscaling_speed": 100,
+    "idle_timeout_minutes": 0.1,
+    "provider": {
+        "type": "external",
+        "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+        "use_node_id_as_ip": True,
+        "disable_node_updaters": True,
+        "disable_launch_config_check": True,
+        "launch_multiple": True,
+        "head_node_id": FAKE_HEAD_NODE_ID,
+    },
+    **dict.fromkeys(["auth", "docker", "file_mounts"], {}),
+    **dict.fromkeys(["cluster_synced_files", "initialization_commands", "setup_commands"], []),
+    **dict.fromkeys([f"{kind}_{what}_commands" for kind in ("head", "worker") for what in ("setup", "start_ray")], []),
+    "head_node_type": "ray.head.default",
+    "available_node_types": {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "worker": {
+            "resources": {"CPU": 1, "object_store_memory": 80_000_000},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": 2,
+        },
+    },
+}
+HEAD = {
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    "RAY_FAKE_CLUSTER": "1",
+    "RAY_enable_autoscaler_v2": "1",
+    "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+}
+
+# Arguments: those of the search. Prints how many workers there were before, at the end, and when they were idle.
 SCRIPT = """
 import json, sys, time
 import ray
-from ray.cluster_utils import AutoscalingCluster
 from study import pareto
 
 def workers():
     return sum(node["Alive"] and "CPU" in node["Resources"] for node in ray.nodes())
 
-worker = {"resources": {"CPU": 1, "object_store_memory": 80_000_000}, "node_config": {}}
-cluster = AutoscalingCluster(
-    head_resources={"CPU": 0, "object_store_memory": 80_000_000},
-    worker_node_types={"worker": worker | {"min_workers": 0, "max_workers": 2}},
-    idle_timeout_minutes=0.1,
-    autoscaler_v2=True,
-)
-cluster.start()
 counts = {}
 ray.init("auto")
 counts["before"] = workers()
@@ -62,8 +93,13 @@ def host(tmp_path: Path) -> Iterator[Host]:
 def test_workers_are_started_for_a_study_and_removed_when_idle(host):
     space = host.network.folder / "space.py"  # what else lies below /tmp the host does not see
     space.write_text(SPACE)
+    (host.home / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(CONFIG))
+    start = ["--head", "--num-cpus=0", "--object-store-memory=80000000"]
+    config = host.network.home / "ray_bootstrap_config.yaml"  # as the host sees it
+    started = host.run(RAY, "start", *start, f"--autoscaling-config={config}", **HEAD)
+    assert started.returncode == 0, (started.stdout + started.stderr)[-3000:]
     options = ["--name", "zero", "--trials", "4", "--results-dir", host.network.folder / "results", "--address", "auto"]
-    run = host.run(sys.executable, "-c", SCRIPT, space, *options, cwd=ROOT, timeout=800)
+    run = host.run(sys.executable, "-c", SCRIPT, space, *options, cwd=ROOT, timeout=500)
     assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]
     counts = json.loads(run.stdout.splitlines()[-1])
     assert counts["before"] == 0 and counts["at the end"] >= 1 and counts["idle"] == 0
