@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from plotly.offline import get_plotlyjs
 
 from study import examples, figures, importances, picture
-from study.results import describe, front_hypervolume, front_of, is_complete, wilson
+from study.results import describe, eps_text, front_hypervolume, front_of, is_complete, wilson
 from study.storage import FINISHED
 from trainables.files import write_whole
 
@@ -34,8 +34,7 @@ def write(study: optuna.Study, folder: Path) -> None:
 
 def attack_text(settings: Row) -> str:
     """How accuracy under attack was measured: the attack, and its radius in pixel units and steps of 1/255."""
-    eps = settings["eps"]
-    return f"PGD-{settings['attack_steps']}, eps {eps:.4g} ({eps * 255:.3g}/255)"
+    return f"PGD-{settings['attack_steps']}, eps {eps_text(settings['eps'])}"
 
 
 def title(trials: Sequence[FrozenTrial], settings: Row) -> str:

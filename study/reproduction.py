@@ -19,8 +19,7 @@ from study.conduct import NOT_STORED, carry_out
 from study.papers.claims import Claim, Measured, by_seed, interval, text, verdict
 from study.papers.paper import Column, Paper, Trials, trial_configs
 from study.papers.settings import ReproductionSettings
-from study.report import eps_text
-from study.results import is_complete, sync_models, write_tables
+from study.results import eps_text, is_complete, sync_models, write_tables
 from trainables import data
 from trainables.config import TrialConfig
 from trainables.errors import InputError

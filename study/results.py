@@ -59,6 +59,11 @@ def front_hypervolume(trials: list[FrozenTrial]) -> float:
     return hypervolume(complete, (0.0, max(values[1] for values in complete))) if complete else 0.0
 
 
+def eps_text(eps: float) -> str:
+    """Radius in pixel units and in steps of 1/255."""
+    return f"{eps:.4g} ({eps * 255:.3g}/255)"
+
+
 def describe(trial: FrozenTrial) -> str:
     """The trial's label, or its norm and batch sizes, e.g. `fixup 8→128`."""
     if label := trial.user_attrs.get("label"):
