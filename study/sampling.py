@@ -255,14 +255,15 @@ class FrontSampler(BaseSampler):
         timed = [candidate for candidate in candidates if candidate.seconds is not None]
         if not timed:
             return candidates[-1].params
-        quickest = min(candidate.seconds for candidate in timed)
+        pace = self._pace(complete)
+        quickest = pace * min(candidate.seconds for candidate in timed)
         if self.max_seconds is not None and quickest > self.max_seconds:
             raise InputError(
                 f"max_trial_seconds: {self.max_seconds:g} given; accepted: at least {quickest:.3g}, "
                 f"the quickest of {len(timed)} configurations drawn"
             )
-        timed = [candidate for candidate in timed if candidate.seconds <= (self.max_seconds or math.inf)]
-        seconds = np.array([candidate.seconds for candidate in timed])
+        timed = [candidate for candidate in timed if pace * candidate.seconds <= (self.max_seconds or math.inf)]
+        seconds = pace * np.array([candidate.seconds for candidate in timed])
         n_ended = len(self.earlier) + sum(trial.state.is_finished() for trial in trials)
         if self.forest is None or n_ended > REFIT * self.n_fitted:
             x, accuracies = self._learnt(trials)
@@ -272,7 +273,8 @@ class FrontSampler(BaseSampler):
             quick = 1 / seconds
             return timed[self.generator.choice(len(timed), p=quick / quick.sum())].params
         mean, deviation = self.forest.predict(np.stack([candidate.x for candidate in timed]))
-        front = np.array([trial.values for trial in complete] + self._believed(trials, self.forest)).reshape(-1, 2)
+        believed = self._believed(trials, self.forest) * (1.0, pace)
+        front = np.concatenate([np.array([trial.values for trial in complete]).reshape(-1, 2), believed])
         front = front[non_dominated(front)]  # the others change nothing but the time this takes
         slowest = BEYOND * float(seconds.max())
         gain = expected_gain(mean, deviation, seconds, front, slowest)
@@ -322,10 +324,15 @@ class FrontSampler(BaseSampler):
             self.seen[key] = features(config, seconds)
         return self.seen[key]
 
-    def _believed(self, trials: Sequence[FrozenTrial], forest: Forest) -> list[tuple[float, float]]:
-        """Where running trials are expected to end, so that the next one is not their double."""
+    def _pace(self, complete: Sequence[FrozenTrial]) -> float:
+        """How many of the objective's seconds an expected second takes: above one where trials share a device."""
+        ratios = [trial.values[1] / math.exp(self._features(trial)[0]) for trial in complete]
+        return float(np.median(ratios)) if ratios else 1.0
+
+    def _believed(self, trials: Sequence[FrozenTrial], forest: Forest) -> np.ndarray:
+        """(k, 2) accuracy and seconds at which running trials are expected to end: the next is not to be a double."""
         running = [trial for trial in trials if trial.state is TrialState.RUNNING and "config" in trial.user_attrs]
         if not running:
-            return []
+            return np.zeros((0, 2))
         x = np.stack([self._features(trial) for trial in running])
-        return list(zip(forest.predict(x)[0], np.exp(x[:, 0]), strict=True))
+        return np.column_stack([forest.predict(x)[0], np.exp(x[:, 0])])

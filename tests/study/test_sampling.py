@@ -181,3 +181,13 @@ def test_what_was_stopped_early_counts_as_it_stood():
     trial.set_user_attr("curve", [{"adversarial_accuracy": 0.07}])
     study.tell(trial, state=TrialState.PRUNED)
     assert study.sampler._learnt(study.get_trials())[1][-1] == 0.07
+
+
+def test_seconds_expected_follow_the_pace_that_trials_kept():
+    study = study_of(front_sampler(n_startup=5, max_seconds=60.0))
+    for _ in range(12):
+        trial, config = ask(study)
+        study.tell(trial, [0.01 * config.epochs, 3 * seconds_of(config)])
+    assert study.sampler._pace(study.trials) == pytest.approx(3.0, rel=1e-5)
+    assert all(3 * seconds_of(ask(study)[1]) <= 60.0 for _ in range(3))
+    assert study.sampler.gain_per_hour > 0
