@@ -25,7 +25,7 @@ class Stopping:
         n_needed: Finished trials without which nothing is stopped.
     """
 
-    quantile: float = 0.9
+    quantile: float = 1.0  # at 0.9 the search loses more than it saves: docs/search.md
     n_needed: int = 10
 
     def __call__(

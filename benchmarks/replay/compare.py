@@ -67,6 +67,7 @@ def run(path: Path, names: str, seeds: int, first_seed: int, budget: float, over
 
 SLOWEST = 13.5  # seconds of the slowest recorded training: the reference point, whose accuracy is 0
 N_RESAMPLES = 2000
+FEWEST_SEEDS = 10  # of a search in the figure
 Curves = dict[str, np.ndarray]  # hypervolume by seed and budget
 
 
@@ -144,6 +145,8 @@ def draw(found: Curves, grid: np.ndarray, path: Path) -> None:
     picture = Figure(figsize=(9, 4.5), layout="constrained")
     axes = picture.subplots()
     for method, rows in found.items():
+        if len(rows) < FEWEST_SEEDS:
+            continue
         mean, error = rows.mean(0), 1.96 * rows.std(0, ddof=1) / np.sqrt(len(rows))
         axes.plot(grid, mean, label=f"{method} ({len(rows)} seeds)")
         axes.fill_between(grid, mean - error, mean + error, alpha=0.15)
