@@ -123,8 +123,8 @@ class Rows:
             self.clock, self.thread, self.before = clock, thread, spent
 
 
-def measure(trials: int, concurrent: int, timeout: float | None, folder: Path) -> list[dict[str, float]]:
-    """Rows of seconds per trial."""
+def measure(trials: int, concurrent: int, timeout: float | None, folder: Path) -> tuple[str, list[dict[str, float]]]:
+    """How the run ended, and rows of seconds per trial."""
     space = spaces.load("full")
     given = {"name": "scale", "trials": trials, "concurrent": concurrent, "results_dir": str(folder)}
     settings = from_layers(given | {"timeout": timeout}, None, space.defaults)
@@ -146,8 +146,8 @@ def measure(trials: int, concurrent: int, timeout: float | None, folder: Path) -
         Progress(Console(file=sys.stderr, width=120), trials, 0) as progress,
     ):
         configure = partial(spaces.configure, space, settings)
-        runner.run(study, configure, settings, ray.cluster_resources(), progress, "measured")
-    return rows.rows
+        ending = runner.run(study, configure, settings, ray.cluster_resources(), progress, "measured")
+    return ending, rows.rows
 
 
 @click.command(name="scale", help=__doc__)
@@ -169,10 +169,11 @@ def command(trials: int, concurrent: int, timeout: float | None, out: Path) -> i
     )
     start = time.perf_counter()
     with TemporaryDirectory() as folder:
-        rows = measure(trials, concurrent, timeout, Path(folder))
+        ending, rows = measure(trials, concurrent, timeout, Path(folder))
     content = {
         "trials_asked": trials,
         "concurrent": concurrent,
+        "ending": ending,
         "seconds": time.perf_counter() - start,
         "load_average": {"before": load, "after": os.getloadavg()[0]},
         "hardware": {"machine": platform.machine(), "cpus": os.cpu_count()},
@@ -180,7 +181,7 @@ def command(trials: int, concurrent: int, timeout: float | None, out: Path) -> i
         "seconds_per_trial": rows,
     }
     write_whole(out, (json.dumps(content, indent=1) + "\n").encode())
-    print(json.dumps(rows[-1]))
+    print(f"{ending}: {json.dumps(rows[-1:])}")
     return 0
 
 
