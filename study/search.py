@@ -14,7 +14,7 @@ from functools import partial
 from typing import get_args
 
 import optuna
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -360,13 +360,11 @@ class StudySearch(Searcher):
         """Tell Optuna the ends that it does not know yet, in order; what the storage refuses is kept for later."""
         try:
             while self.untold:
-                trial, state, values, attrs = self.untold[0]
-                for name, value in attrs.items():
-                    trial.set_user_attr(name, value)
-                if state is TrialState.WAITING:
-                    requeue(self.study, trial._trial_id)
-                else:
-                    self.study.tell(trial, values, state=state)
+                trial = self.untold[0][0]
+                try:
+                    self._tell(*self.untold[0])
+                except UpdateFinishedTrialError:
+                    logger.info("trial %s was told before, only the answer was lost", trial.number)
                 self.untold.pop(0)
                 self.silent_since = None
                 self.on_told(trial.number)
@@ -374,6 +372,16 @@ class StudySearch(Searcher):
             self.storage_failed(error)
         except Exception as error:
             self.problem = error
+
+    def _tell(
+        self, trial: optuna.Trial, state: TrialState, values: list[float] | None, attrs: dict[str, object]
+    ) -> None:
+        for name, value in attrs.items():
+            trial.set_user_attr(name, value)
+        if state is TrialState.WAITING:
+            requeue(self.study, trial._trial_id)
+        else:
+            self.study.tell(trial, values, state=state)
 
     # Tune pickles its searcher into snapshots. The storage is the truth, so there is nothing to keep.
     def save(self, checkpoint_path: str) -> None:

@@ -167,6 +167,24 @@ def test_an_end_that_the_storage_does_not_take_is_told_later(space, monkeypatch)
     assert study.trials[0].state is TrialState.COMPLETE and told == [0]
 
 
+def test_an_end_that_was_stored_though_the_answer_was_lost_is_told_once(space, monkeypatch, tmp_path):
+    study = new_study(f"sqlite:///{tmp_path / 'study.db'}")
+    searcher, told = new_search(study, space)
+    searcher.suggest("t0")
+    tell = study.tell
+
+    def stores_and_loses_the_answer(*args, **kwargs):
+        tell(*args, **kwargs)
+        raise OperationalError("", {}, None)
+
+    monkeypatch.setattr(study, "tell", stores_and_loses_the_answer)
+    searcher.on_trial_complete("t0", report(2))
+    monkeypatch.setattr(study, "tell", tell)
+    searcher.flush()
+    assert searcher.problem is None and told == [0]
+    assert study.trials[0].state is TrialState.COMPLETE
+
+
 def test_a_full_disk_leaves_the_trial_to_be_resumed_and_stops_the_study(space):
     study = new_study()
     searcher, _ = new_search(study, space)
