@@ -160,21 +160,19 @@ def command(trials: int, concurrent: int, timeout: float | None, out: Path) -> i
         raise InputError(f"out: {out} exists; accepted: a new file")
     os.environ.update(runner.QUIET)
     load = os.getloadavg()[0]
-    ray.init(
-        num_cpus=concurrent,
-        object_store_memory=runner.OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    start = time.perf_counter()
-    with TemporaryDirectory() as folder:
+    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    with (
+        TemporaryDirectory() as folder,
+        ray.init(num_cpus=concurrent, object_store_memory=runner.OBJECT_STORE_BYTES, **options),
+    ):
+        start = time.perf_counter()
         ending, rows = measure(trials, concurrent, timeout, Path(folder))
+        seconds = time.perf_counter() - start
     content = {
         "trials_asked": trials,
         "concurrent": concurrent,
         "ending": ending,
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
         "load_average": {"before": load, "after": os.getloadavg()[0]},
         "hardware": {"machine": platform.machine(), "cpus": os.cpu_count()},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},

@@ -147,7 +147,8 @@ def run_study(
     study.sampler = search.make_sampler(settings, 0)
     search.enqueue_baselines(study, fixed)
     silent = Progress(Console(quiet=True), settings.trials, 0)
-    ending = runner.run(study, partial(configure, fixed, settings), settings, resources, silent)
+    objective = runner.resolve_objective(study, settings, resources)
+    ending = runner.run(study, partial(configure, fixed, settings), settings, resources, silent, objective)
     seconds = time.perf_counter() - start
     if ending == "interrupted":
         raise KeyboardInterrupt

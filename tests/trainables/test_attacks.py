@@ -40,14 +40,6 @@ def linear_model():
     return model.eval()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # two would wait for each other at every small operation
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def digits():
     images, labels = load_digits(return_X_y=True)

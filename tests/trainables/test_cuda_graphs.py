@@ -77,14 +77,6 @@ DEVICES = [pytest.param(CPU, Taped, id="tape"), pytest.param(torch.device("cuda"
 on_each_device = pytest.mark.parametrize(("device", "make_graphs"), DEVICES)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def few_digits():
     digits = data.load("digits")

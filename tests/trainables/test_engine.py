@@ -24,14 +24,6 @@ SCHEDULES = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def epochs_of(schedule, split=SPLIT):
     """Labels of each batch of each epoch, as the training step meets them."""
     met = []

@@ -11,15 +11,6 @@ from trainables.resnet import resnet
 EPS = 0.1
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Thousands of tiny steps take several times as long on two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def linear(n_classes, seed=0):
     generator = torch.Generator().manual_seed(seed)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, n_classes))
