@@ -38,6 +38,7 @@ from study import cli, runner, search, spaces, storage
 from study.progress import Progress
 from study.results import PACKAGES
 from study.settings import from_layers
+from study.sole_writer import SoleWriter
 from trainables.errors import InputError
 from trainables.files import write_whole
 
@@ -129,7 +130,7 @@ def measure(trials: int, concurrent: int, timeout: float | None, folder: Path) -
     given = {"name": "scale", "trials": trials, "concurrent": concurrent, "results_dir": str(folder)}
     settings = from_layers(given | {"timeout": timeout}, None, space.defaults)
     settings.folder.mkdir(parents=True)
-    study = storage.open_study(storage.from_url(settings.storage_url), settings.name)
+    study = storage.open_study(SoleWriter(storage.from_url(settings.storage_url)), settings.name)
     study.sampler = search.make_sampler(settings, 0)
     ledger = Ledger()
     rows = Rows(ledger)

@@ -60,6 +60,7 @@ from study import cli, runner, search, storage
 from study.progress import Progress
 from study.results import PACKAGES, is_complete
 from study.settings import StudySettings, from_layers
+from study.sole_writer import SoleWriter
 from study.spaces import Space, configure
 from trainables.config import TrialConfig
 from trainables.errors import InputError
@@ -143,7 +144,7 @@ def run_study(
     """
     settings.folder.mkdir(parents=True)
     start = time.perf_counter()
-    study = storage.open_study(storage.from_url(settings.storage_url), settings.name)
+    study = storage.open_study(SoleWriter(storage.from_url(settings.storage_url)), settings.name)
     study.sampler = search.make_sampler(settings, 0)
     search.enqueue_baselines(study, fixed)
     silent = Progress(Console(quiet=True), settings.trials, 0)

@@ -13,6 +13,7 @@ from study.lock import driver_lock
 from study.progress import Progress, front_table
 from study.results import front_hypervolume, sync_models, write_study_json, write_tables
 from study.settings import StudySettings
+from study.sole_writer import SoleWriter
 from study.spaces import Space
 from trainables import data
 from trainables.config import TrialConfig
@@ -82,7 +83,7 @@ def carry_out(
 
 def open_study(settings: StudySettings, space: Space, n_examples: int) -> optuna.Study:
     """The study as it stands, trials that a dead driver left behind handed out again."""
-    study = storage.open_study(storage.from_url(settings.storage_url), settings.name)
+    study = storage.open_study(SoleWriter(storage.from_url(settings.storage_url)), settings.name)
     n_existing, configure = len(study.get_trials(deepcopy=False)), partial(spaces.configure, space, settings)
     study.sampler = search.make_sampler(settings, n_existing, configure, n_examples)
     search.requeue_interrupted(study)

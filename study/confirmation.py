@@ -56,6 +56,7 @@ from study.members import ConfirmSettings, Member, fresh_seeds, role
 from study.papers.claims import interval
 from study.results import front_of, is_complete, trials_frame
 from study.settings import StudySettings
+from study.sole_writer import SoleWriter
 from trainables import data
 from trainables.config import TrialConfig
 from trainables.files import write_whole
@@ -94,7 +95,7 @@ def n_trials(settings: ConfirmSettings, members: Sequence[Member]) -> int:
 def prepare(settings: ConfirmSettings, members: Sequence[Member]) -> optuna.Study:
     """The study as it stands: interrupted trials handed out again, and each member with each seed enqueued once."""
     sampler = optuna.samplers.RandomSampler(seed=settings.seed)  # nothing is left to sample
-    study = storage.open_study(storage.from_url(settings.storage_url), settings.name, sampler)
+    study = storage.open_study(SoleWriter(storage.from_url(settings.storage_url)), settings.name, sampler)
     search.requeue_interrupted(study)
     known = _known(study)
     for seed in _seeds(settings):

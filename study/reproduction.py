@@ -20,6 +20,7 @@ from study.papers.claims import Claim, Measured, by_seed, interval, text, verdic
 from study.papers.paper import Column, Paper, Trials, trial_configs
 from study.papers.settings import ReproductionSettings
 from study.results import eps_text, is_complete, sync_models, write_tables
+from study.sole_writer import SoleWriter
 from trainables import data
 from trainables.config import TrialConfig
 from trainables.errors import InputError
@@ -47,7 +48,7 @@ def reproduce(settings: ReproductionSettings, paper: Paper) -> int:
 def prepare(settings: ReproductionSettings, configs: list[tuple[str, TrialConfig]]) -> optuna.Study:
     """The study as it stands: interrupted trials handed out again, and each configuration enqueued once."""
     sampler = optuna.samplers.RandomSampler(seed=settings.seed)  # nothing is left to sample
-    study = storage.open_study(storage.from_url(settings.storage_url), settings.name, sampler)
+    study = storage.open_study(SoleWriter(storage.from_url(settings.storage_url)), settings.name, sampler)
     search.requeue_interrupted(study)
     known = [
         TrialConfig(**t.user_attrs["config"]) for t in study.get_trials(deepcopy=False) if "config" in t.user_attrs

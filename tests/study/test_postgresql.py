@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 
 from study import search, spaces, storage
 from study.settings import StudySettings
+from study.sole_writer import SoleWriter
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -78,7 +79,7 @@ class Driver(threading.Thread):
     def __init__(self, url: str, name: str, space: spaces.Space) -> None:
         super().__init__(daemon=True)
         settings = StudySettings(name=name, depth=8, trials=N_TRIALS, storage=url)
-        self.study = storage.open_study(storage.from_url(url), name)
+        self.study = storage.open_study(SoleWriter(storage.from_url(url)), name)
         self.study.sampler = search.make_sampler(settings, 0)
         search.enqueue_baselines(self.study, space)
         configure = partial(spaces.configure, space, settings)
