@@ -8,7 +8,7 @@ pareto: .venv/installed
 
 # Two files at a time, one thread each; a file's tests stay together, for they may share hosts or a study.
 test: .venv/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

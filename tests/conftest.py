@@ -1,4 +1,4 @@
-"""Fixtures shared by tests: real images, where they are at hand."""
+"""What all tests share: the order in which they run, and real images, where they are at hand."""
 
 import tarfile
 from collections import Counter
@@ -8,6 +8,12 @@ import pytest
 
 ARCHIVE = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "cifar10-jpeg.tar.xz"
 PER_CLASS = {"train": 40, "test": 20}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that those which run at once end together."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

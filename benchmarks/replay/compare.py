@@ -17,7 +17,7 @@ import optuna
 from benchmarks.replay import surrogate
 from benchmarks.replay.methods import METHODS
 from benchmarks.replay.simulate import World, simulate
-from study.front import hypervolume
+from study.front import hypervolume, non_dominated
 
 N_WORKERS = 4
 
@@ -77,21 +77,36 @@ def runs(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in content.splitlines()]
 
 
-def curves(paths: Sequence[Path], budgets: np.ndarray, log: bool) -> Curves:
-    """Hypervolume of completed trials by true accuracy, of each search, (seeds, budgets); NaN beyond its budget."""
+def curves(paths: Sequence[Path], budgets: np.ndarray, log: bool, chosen: bool = False) -> Curves:
+    """Hypervolume of completed trials by true accuracy, of each search, (seeds, budgets); NaN beyond its budget.
+
+    Args:
+        chosen: Only of those that a user would choose: the front by observed accuracy.
+    """
     found: dict[str, list[np.ndarray]] = {}
     for path in paths:
         for run in runs(path):
             points = np.array(run["completed"]).reshape(-1, 4)
             found.setdefault(run["method"], []).append(
-                np.array([volume(points, budget, log) if budget <= run["budget"] else np.nan for budget in budgets])
+                np.array(
+                    [volume(points, budget, log, chosen) if budget <= run["budget"] else np.nan for budget in budgets]
+                )
             )
     return {method: np.stack(each) for method, each in found.items()}
 
 
-def volume(points: np.ndarray, budget: float, log: bool) -> float:
+def observed_front(points: np.ndarray) -> np.ndarray:
+    """The rows on the front by observed accuracy, the mean of a configuration's trainings; one row of each."""
+    _, first, group = np.unique(points[:, [1, 3]], axis=0, return_index=True, return_inverse=True)
+    means = np.bincount(group, points[:, 2]) / np.bincount(group)
+    return points[first][non_dominated(np.column_stack([means, points[first, 3]]))]
+
+
+def volume(points: np.ndarray, budget: float, log: bool, chosen: bool = False) -> float:
     """Of (n, 4) device-seconds when a trial ended, its true and observed accuracy, its seconds."""
     done = points[(points[:, 0] <= budget) & (points[:, 3] < SLOWEST)]
+    if chosen and len(done):
+        done = observed_front(done)
     scale = np.log if log else np.asarray
     return hypervolume(np.column_stack([done[:, 1], scale(done[:, 3])]), (0.0, float(scale(SLOWEST))))
 
@@ -118,11 +133,12 @@ def speed_up(ours: np.ndarray, peer: np.ndarray, budgets: np.ndarray, budget: fl
 @click.argument("paths", nargs=-1, type=Path)
 @click.option("--budgets", default="30,60,120")
 @click.option("--linear", is_flag=True, help="Accuracy x seconds instead of accuracy x log seconds.")
+@click.option("--chosen", is_flag=True, help="Count only what is on the front by observed accuracy.")
 @click.option("--figure", type=Path)
-def show(paths: tuple[Path, ...], budgets: str, linear: bool, figure: Path | None) -> None:
+def show(paths: tuple[Path, ...], budgets: str, linear: bool, chosen: bool, figure: Path | None) -> None:
     """Mean hypervolumes, and how much less budget `front` needs."""
     grid, at = np.arange(1.0, 371.0), [float(text) for text in budgets.split(",")]
-    found = curves(paths, grid, not linear)
+    found = curves(paths, grid, not linear, chosen)
     for method, rows in found.items():
         cells = [f"{len(rows)} seeds"]
         for budget in at:

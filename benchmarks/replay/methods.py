@@ -6,7 +6,7 @@ from functools import partial
 
 from optuna.samplers import GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
-from benchmarks.replay.simulate import Asha, Moasha, OptunaStudy, Search, World, configure
+from benchmarks.replay.simulate import Asha, Moasha, OptunaStudy, Repeating, Search, World, configure
 from study.sampling import FrontSampler
 from study.stopping import Stopping
 
@@ -37,6 +37,14 @@ def front(world: World, seed: int, stop: float | None = 0.9, **options: object) 
     return OptunaStudy(sampler, world.known_seconds, None if stop is None else Stopping(stop))
 
 
+def repeating(sampler: Callable, world: World, seed: int, share: float) -> Search:
+    return Repeating(sampler(seed=seed), world.known_seconds, share, seed)
+
+
+def repeating_front(world: World, seed: int, share: float) -> Search:
+    return repeating(lambda seed: FrontSampler(configure, lambda study: world.known_seconds, seed), world, seed, share)
+
+
 tpe = partial(TPESampler, constant_liar=True)
 tpe_multivariate = partial(TPESampler, constant_liar=True, multivariate=True, group=True)
 
@@ -56,6 +64,10 @@ METHODS: dict[str, Method] = {
     "TPE, stopping, constraint": partial(stopped, tpe, tell="constraint"),
     "TPE, stopping, failed": partial(stopped, tpe, tell="failed"),
     "front": partial(front, stop=None),
+    "front, repeats 0.1": partial(repeating_front, share=0.1),
+    "front, repeats 0.25": partial(repeating_front, share=0.25),
+    "front, repeats 0.5": partial(repeating_front, share=0.5),
+    "TPE, repeats 0.25": partial(repeating, tpe, share=0.25),
     "front, stopping": partial(front, stop=0.9),
     "front, stopping at 1": partial(front, stop=1.0),
 }

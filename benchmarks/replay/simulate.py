@@ -18,6 +18,7 @@ from ray.tune.schedulers.async_hyperband import _Bracket
 from benchmarks.replay.record import SETTINGS, shortened
 from benchmarks.replay.surrogate import Surrogate
 from study import spaces
+from study.front import non_dominated
 from study.search import StopRule
 from study.storage import DIRECTIONS
 from trainables.config import TrialConfig
@@ -169,6 +170,35 @@ class OptunaStudy:
             self.study.tell(trial, [float(curve[-1]), self.known_seconds(config)])
         else:
             self.study.tell(trial, state=TrialState.PRUNED if self.tell == "pruned" else TrialState.FAIL)
+
+
+class Repeating(OptunaStudy):
+    """Spends a share of its trials on trainings of likely front members with other seeds.
+
+    Args:
+        share: Probability that a trial is such a one. The member with the fewest trainings is taken; the front is that
+            of each configuration's mean accuracy.
+    """
+
+    def __init__(
+        self, sampler: BaseSampler, known_seconds: Callable[[TrialConfig], float], share: float, seed: int
+    ) -> None:
+        super().__init__(sampler, known_seconds)
+        self.share, self.generator = share, np.random.default_rng(seed)
+
+    def suggest(self, number: int) -> TrialConfig:
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if complete and self.generator.random() < self.share:
+            by_config: dict[str, list[optuna.trial.FrozenTrial]] = {}
+            for trial in complete:
+                by_config.setdefault(json.dumps(trial.user_attrs["config"]), []).append(trial)
+            trainings = list(by_config.values())
+            on_front = non_dominated([np.mean([trial.values for trial in same], axis=0) for same in trainings])
+            members = [same for same, keep in zip(trainings, on_front, strict=True) if keep]
+            fewest = min(map(len, members))
+            chosen = self.generator.choice([i for i, same in enumerate(members) if len(same) == fewest])
+            self.study.enqueue_trial(members[chosen][0].params)
+        return super().suggest(number)
 
 
 def rows(curve: Sequence[float]) -> list[dict[str, object]]:

@@ -5,7 +5,7 @@ import pytest
 from optuna.samplers import RandomSampler
 
 from benchmarks.replay import compare, surrogate
-from benchmarks.replay.simulate import Asha, OptunaStudy, World, configure, simulate
+from benchmarks.replay.simulate import Asha, OptunaStudy, Repeating, World, configure, simulate
 from study.sampling import Draw
 from study.stopping import Stopping
 
@@ -89,6 +89,22 @@ def test_volume_is_of_what_was_completed_within_the_budget():
     points = np.array([[1.0, 0.5, 0.9, 2.0], [5.0, 0.8, 0.1, 4.0], [50.0, 1.0, 1.0, 1.0]])
     expected = 0.5 * math.log(compare.SLOWEST / 2) + 0.3 * math.log(compare.SLOWEST / 4)
     assert compare.volume(points, 10.0, log=True) == pytest.approx(expected)
+
+
+def test_a_user_chooses_by_the_mean_of_a_configurations_trainings():
+    # Device-seconds at the end, true and observed accuracy, seconds: the second configuration was lucky once.
+    points = np.array([[1.0, 0.5, 0.5, 2.0], [2.0, 0.4, 0.9, 2.0], [3.0, 0.4, 0.0, 2.0], [4.0, 0.7, 0.7, 5.0]])
+    assert sorted(compare.observed_front(points[:2])[:, 1]) == [0.4]
+    assert sorted(compare.observed_front(points)[:, 1]) == [0.5, 0.7]
+    assert compare.volume(points[:2], 9.0, log=True, chosen=True) < compare.volume(points[:2], 9.0, log=True)
+
+
+def test_repeats_are_of_front_members_with_the_fewest_trainings(world):
+    search = Repeating(RandomSampler(seed=0), world.known_seconds, 0.5, 0)
+    outcome = simulate(search, world.surrogate, n_workers=2, budget=40.0, seed=0)
+    trainings = np.unique(np.array(outcome.completed)[:, [1, 3]], axis=0, return_counts=True)[1]
+    assert trainings.sum() == len(outcome.completed) and 1 < trainings.max() < 0.5 * len(outcome.completed)
+    assert len(outcome.completed) / 3 < (trainings - 1).sum() < len(outcome.completed) * 2 / 3
 
 
 def test_a_search_that_is_there_in_a_third_of_the_budget_has_a_speed_up_of_three():

@@ -4,21 +4,24 @@ import json
 import re
 import sys
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from tests.cluster.hosts import wait_until
 from tests.cluster.rayup import TOKEN, Cluster
-from tests.faults.campaign import EPOCHS, SPACE
+from tests.faults import campaign
 from tests.faults.invariants import Account, check, open_study, read_log
 from trainables.trial import load_model
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(2000)]
 
 N_TRIALS = 4
+EPOCHS = 20  # long enough for both workers to be met in the middle of a trial
+SPACE = campaign.SPACE.replace(f'"epochs": {campaign.EPOCHS}', f'"epochs": {EPOCHS}')
 
 
 def wait_until_ended(cluster: Cluster, job: str) -> None:
@@ -41,12 +44,12 @@ class Submitted:
     def log(self) -> Path:
         return self.cluster.shared / f"{self.name}.log"
 
-    def submit(self) -> "Submitted":
+    def submit(self, *options: str) -> "Submitted":
         space = self.cluster.shared / "space.py"
         space.write_text(SPACE)
         self.job = self.cluster.submit(
             f".venv/bin/python -m tests.faults.driver {space} --name {self.name} --results-dir {self.cluster.shared} "
-            f"--trials {N_TRIALS} --address auto",
+            f"--trials {N_TRIALS} --address auto {' '.join(options)}",
             FAULTS=json.dumps({"log": str(self.log), "trials": {}, "sqlite_timeout": 60}),
         )
         return self
@@ -94,6 +97,22 @@ def test_a_study_submitted_from_outside_runs_on_both_workers_and_its_front_is_fe
         load_model(results / path)
 
 
+def test_two_studies_at_once_share_the_workers_and_both_are_whole(whole_cluster):
+    studies = [Submitted(whole_cluster, name).submit("--concurrent", "1") for name in ("one", "other")]
+    for study in studies:
+        account = study.wait_until_finished()
+        assert (account.interruptions, account.lost, account.doubled) == (0, 0, 0)
+    began, ended = (
+        [pick(t for trial in open_study(study.folder).trials for t in moments(trial)) for study in studies]
+        for pick in (min, max)
+    )
+    assert max(began) < min(ended), "one study waited for the other's end"
+
+
+def moments(trial: FrozenTrial) -> tuple[datetime, datetime]:
+    return trial.datetime_start, trial.datetime_complete
+
+
 def test_the_head_answers_nobody_without_the_token(whole_cluster):
     (whole_cluster.laptop.home / "wrong").write_text("0" * 64)
     with pytest.raises(PermissionError):
@@ -132,6 +151,7 @@ def test_a_worker_cut_off_mid_trial_costs_one_epoch_and_no_trial(whole_cluster):
     whole_cluster.workers[0].link("down")
     try:
         account = study.wait_until_finished()
+        whole_cluster.wait_for_workers(1)  # a cable that is back before the head has noticed would be cut off later
     finally:
         whole_cluster.workers[0].link("up")
     assert account.interruptions == 1

@@ -1,4 +1,4 @@
-"""A short campaign of kills, and every way in which a trial, its disk or its storage can fail."""
+"""Every way in which a trial, its node, its disk or its storage can fail."""
 
 import random
 import shutil
@@ -14,16 +14,7 @@ from optuna.trial import TrialState
 from tests.faults import campaign
 from tests.faults.invariants import open_study
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1200)]
-
-N_KILLS = 20
-
-
-def test_after_kills_at_random_moments_no_trial_is_lost_doubled_or_faked(tmp_path):
-    report = campaign.run(0, N_KILLS, tmp_path)  # the invariants are asserted after each study
-    assert sum(report.kills.values()) == N_KILLS
-    assert report.total("complete") == report.total("trials") == len(report.accounts) * campaign.N_TRIALS
-    assert report.total("epochs_redone") <= report.total("interruptions")
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_a_driver_whose_last_node_is_killed_says_so_and_the_same_command_goes_on(tmp_path):
