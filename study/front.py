@@ -113,3 +113,29 @@ def probability_on_front(
             means.append([np.take_along_axis(accuracy, drawn, axis=0).mean(axis=0), values[drawn].mean(axis=0)])
         counts += sum(non_dominated(points) for points in np.asarray(means).transpose(2, 0, 1))
     return counts / n_resamples
+
+
+def probability_by_examples(points: ArrayLike, n_examples: ArrayLike, n_draws: int = 500, seed: int = 0) -> np.ndarray:
+    """How often each of single runs is on the front, when accuracies are drawn as their numbers of examples leave open.
+
+    What another seed would have changed is not in it, and the accuracies of the front, picked for being high, are high
+    by luck too: members are more doubtful than this says.
+
+    Args:
+        points: (n, 2), adversarial accuracy and training seconds.
+        n_examples: (n,) or one number, images that each accuracy was measured on.
+        n_draws: Of each accuracy, from Jeffreys' posterior of a proportion.
+        seed: Of the draws.
+
+    Returns:
+        (n,), each a fraction of the draws.
+
+    Source: Brown, Cai, DasGupta 2001, "Interval estimation for a binomial proportion".
+    """
+    array = _points(points)
+    counts, rng = np.zeros(len(array)), np.random.default_rng(seed)
+    robust = array[:, 0] * n_examples
+    for _ in range(n_draws):
+        drawn = rng.beta(robust + 0.5, n_examples - robust + 0.5)
+        counts += non_dominated(np.column_stack([drawn, array[:, 1]]))
+    return counts / n_draws

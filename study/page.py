@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pandas as pd
 import plotly.graph_objects as go
@@ -13,7 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 from plotly.offline import get_plotlyjs
 
 from study import examples, figures, importances, picture
-from study.results import describe, eps_text, front_hypervolume, front_of, is_complete, wilson
+from study.front import probability_by_examples
+from study.results import describe, eps_text, expected_gain, front_hypervolume, front_of, is_complete, wilson
 from study.storage import FINISHED
 from trainables.files import write_whole
 
@@ -65,6 +67,7 @@ def page(trials: Sequence[FrozenTrial], settings: Row, objective: str, folder: P
         n_ended=sum(trial.state in FINISHED for trial in trials),
         members=member_rows(trials),
         hypervolume=front_hypervolume(trials),
+        gain=expected_gain(trials),
         device_hours=sum(map(figures.device_seconds, figures.ended(trials))) / 3600,
         n_with_bars=figures.N_WITH_BARS,
         charts=charts(trials, objective, found, confirmed),
@@ -110,13 +113,18 @@ def charts(
 
 def member_rows(trials: Sequence[FrozenTrial]) -> list[Row]:
     """The front for its table and legend, fastest first, with the colour that stands for each in the curves."""
-    members = front_of(trials)
+    members, complete = front_of(trials), [trial for trial in trials if is_complete(trial)]
+    chances = probability_by_examples(
+        [trial.values for trial in complete], np.array([trial.user_attrs["n_examples"] for trial in complete])
+    )
+    chance_of = {trial.number: chance for trial, chance in zip(complete, chances, strict=True)}
     rows = []
     for trial, colour in zip(members, figures.colours(len(members)), strict=True):
         (accuracy, seconds), n = trial.values, trial.user_attrs["n_examples"]
         low, high = wilson(accuracy, n)
         row = {"number": trial.number, "name": describe(trial), "colour": colour, "seconds": seconds, "n": n}
         row |= {"accuracy": accuracy, "low": low, "high": high, "clean": trial.user_attrs["clean_accuracy"]}
+        row |= {"probability": chance_of[trial.number]}
         rows.append(row | {"config": trial.user_attrs["config"]})
     return rows
 

@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from study.results import describe, front_hypervolume, front_of, wilson
+from study.results import describe, expected_gain, front_hypervolume, front_of, wilson
 
 HEARTBEAT = 30.0  # seconds between plain lines when no trial ends
 
@@ -52,11 +52,12 @@ class Snapshot:
         return self.elapsed / (ended - self.done_before) * max(0, self.target - ended)
 
     def line(self) -> str:
-        left = self.seconds_left
+        left, gain = self.seconds_left, expected_gain(self.trials)
         return (
             f"{self.done}/{self.target} done, {self.running} running, {self.failed} failed"
             f"{f', {self.stopped} stopped early' if self.stopped else ''}; "
-            f"front {len(front_of(self.trials))}, hypervolume {front_hypervolume(self.trials):.3g}; "
+            f"front {len(front_of(self.trials))}, hypervolume {front_hypervolume(self.trials):.3g}"
+            f"{'' if gain is None else f', a device-hour adds about {100 * gain:.3g} %'}; "
             f"elapsed {clock(self.elapsed)}, left {'?' if left is None else 'about ' + clock(left)}"
         )
 

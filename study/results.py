@@ -59,6 +59,15 @@ def front_hypervolume(trials: list[FrozenTrial]) -> float:
     return hypervolume(complete, (0.0, max(values[1] for values in complete))) if complete else 0.0
 
 
+def expected_gain(trials: list[FrozenTrial]) -> float | None:
+    """Share of the hypervolume (accuracy x log seconds) that a device-hour more is expected to add.
+
+    As it was when the newest trial was proposed; None where the sampler does not tell.
+    """
+    told = [trial for trial in trials if "expected_gain_per_hour" in trial.user_attrs]
+    return told[-1].user_attrs["expected_gain_per_hour"] if told else None
+
+
 def eps_text(eps: float) -> str:
     """Radius in pixel units and in steps of 1/255."""
     return f"{eps:.4g} ({eps * 255:.3g}/255)"

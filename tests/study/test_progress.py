@@ -25,6 +25,14 @@ def test_a_snapshot_counts_trials_by_state():
     assert snapshot.line().startswith("2/10 done, 1 running, 1 failed; front 2, hypervolume")
 
 
+def test_a_line_says_what_a_device_hour_more_would_add_where_the_sampler_knows():
+    assert "device-hour" not in Snapshot(trials(*STATES), 10, 60.0, 0).line()
+    study = optuna.create_study(directions=DIRECTIONS)
+    for gain in (3.0, 0.125):
+        study.ask().set_user_attr("expected_gain_per_hour", gain)
+    assert ", a device-hour adds about 12.5 %; elapsed" in Snapshot(study.trials, 10, 60.0, 0).line()
+
+
 def test_the_time_left_follows_this_runs_pace():
     assert Snapshot(trials(*STATES), 10, 60.0, 0).seconds_left == 60 / 3 * 7
     assert Snapshot(trials(*STATES), 10, 60.0, 2).seconds_left == 60 * 7
