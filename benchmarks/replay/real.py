@@ -1,40 +1,72 @@
 """The check on real trainings: same wall-clock budget, sampler `front` against plain OptunaSearch (`tpe`), on digits.
 
-    python -m benchmarks.replay.real results-folder --seconds 600 --seeds 3
+    python -m benchmarks.replay.real results-folder --seconds 600 --seeds 3 --out benchmarks/results/replay/real.json
 
-Needs a machine to itself. Each study searches `quickstart`'s space at depth 8 until the time is up, without its
-published configurations counted for either. Prints, for each seed, both fronts' hypervolume (accuracy x log seconds,
-seconds calibrated) from the same reference point.
+Needs a machine to itself. Each study searches `quickstart`'s space at depth 8 until the time is up, in turn; what
+the published configurations reach counts for neither. For each seed it prints both fronts' hypervolume from the same
+reference point, by the logarithm of (calibrated) seconds and by plain seconds.
 """
 
+import json
+import os
+import platform
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import click
 import numpy as np
 
 from study import storage
-from study.results import front_of
+from study.front import hypervolume
+from study.results import PACKAGES, is_complete
 from study.sampling import log_hypervolume
+from trainables.files import write_whole
+
+SAMPLERS = ("front", "tpe")
 
 
 @click.command()
 @click.argument("folder", type=Path)
-@click.option("--seconds", default=600.0)
+@click.option("--seconds", default=600.0, help="Of each study.")
 @click.option("--seeds", default=3)
-def main(folder: Path, seconds: float, seeds: int) -> None:
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
+def main(folder: Path, seconds: float, seeds: int, out: Path | None) -> None:
+    rounds = []
     for seed in range(seeds):
-        fronts = {}
-        for sampler in ("front", "tpe"):
+        points, load = {}, os.getloadavg()[0]
+        for sampler in SAMPLERS:
             name = f"{sampler}-{seed}"
             run(folder, name, sampler, seed, seconds)
-            study = storage.named(name, str(folder), None)
-            trials = [trial for trial in study.get_trials(deepcopy=False) if not trial.user_attrs.get("label")]
-            fronts[sampler] = np.array([trial.values for trial in front_of(trials)]).reshape(-1, 2)
-        slowest = 1.1 * max(front[:, 1].max(initial=0.0) for front in fronts.values())
-        volumes = {sampler: log_hypervolume(front, slowest) for sampler, front in fronts.items()}
-        click.echo(f"seed {seed}: " + ", ".join(f"{sampler} {volume:.3f}" for sampler, volume in volumes.items()))
+            trials = storage.named(name, str(folder), None).get_trials(deepcopy=False)
+            own = [trial.values for trial in trials if is_complete(trial) and not trial.user_attrs.get("label")]
+            points[sampler] = np.array(own).reshape(-1, 2)
+        rounds.append({"seed": seed, "load_before": load, "of": compared(points)})
+        click.echo(json.dumps(rounds[-1]["of"]))
+    if out:
+        content = {
+            "seconds": seconds,
+            "hardware": {"machine": platform.machine(), "cpus": os.cpu_count()},
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            "rounds": rounds,
+        }
+        write_whole(out, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def compared(points: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Of each sampler's (n, 2) complete trials, accuracy and seconds: how many, and their hypervolumes."""
+    slowest = 1.1 * max(each[:, 1].max(initial=0.0) for each in points.values())
+    return {
+        sampler: {
+            "trials": len(each),
+            "device_seconds": float(each[:, 1].sum()),
+            "best_accuracy": float(each[:, 0].max(initial=0.0)),
+            "log_hypervolume": log_hypervolume(each, slowest),
+            "hypervolume": hypervolume(each, (0.0, slowest)),
+        }
+        for sampler, each in points.items()
+    }
 
 
 def run(folder: Path, name: str, sampler: str, seed: int, seconds: float) -> None:
