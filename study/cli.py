@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 from optuna.exceptions import StorageInternalError
@@ -41,6 +41,18 @@ log_level = click.option(
     callback=configure_logging,
     help="How much the log on stderr says.",
 )
+
+
+def of_a_study(command: Callable) -> Callable:
+    """The argument and options by which a command finds the study that it is about."""
+    for add in (
+        log_level,
+        click.option("--storage", "url", metavar="URL", help="Optuna storage. [default: SQLite in the results]"),
+        click.option("--results-dir", default="results", show_default=True, help="Folder of results/<name>/."),
+        click.argument("name"),
+    ):
+        command = add(command)
+    return command
 
 
 def run(command: click.Command, argv: Sequence[str] | None, package: str = "study") -> int:

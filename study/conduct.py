@@ -1,9 +1,11 @@
 """A study from its settings to its results: storage, run, tables, pictures."""
 
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 import optuna
 from rich.console import Console
@@ -100,16 +102,35 @@ def finish(study: optuna.Study, settings: StudySettings, console: Console, endin
     page.write(study, settings.folder)
     console.print(front_table(trials))
     console.print(f"hypervolume {front_hypervolume(trials):.4g} accuracy x seconds", highlight=False)
-    for name in ("report.html", "front.png", "front.csv", "trials.csv", "study.json", "models/"):
-        console.print(f"  {settings.folder / name}", highlight=False, soft_wrap=True)
-    again = f"python -m study.pareto {settings.space} --name {settings.name}"
+    files = ("report.html", "front.png", "front.csv", "trials.csv", "study.json", "models/")
+    again = command_line(settings, "pareto", settings.space, "--name", settings.name)
+    more = f"More: {again} --trials {storage.n_finished(study) * 2}"
+    say_end(console, study, settings, [settings.folder / name for name in files], ending, again, more)
+
+
+def command_line(settings: StudySettings, *words: str) -> str:
+    """The command `words` on the study with these settings; all else is stored with it."""
+    given = ["python", "-m", f"study.{words[0]}", *words[1:]]
     if settings.results_dir != StudySettings.model_fields["results_dir"].default:
-        again += f" --results-dir {settings.results_dir}"
-    if settings.storage:
-        again += " --storage URL"
+        given += ["--results-dir", settings.results_dir]
+    return shlex.join(given) + (" --storage URL" if settings.storage else "")
+
+
+def say_end(
+    console: Console,
+    study: optuna.Study,
+    settings: StudySettings,
+    files: Sequence[Path],
+    ending: str,
+    again: str,
+    then: str,
+    noun: str = "trials",
+) -> None:
+    """The files that were written, how many trials have ended, and the command to run `again` or `then`."""
     n = storage.n_finished(study)
     if ending == "finished":
-        message = f"All {n} trials have ended. More: {again} --trials {n * 2}"
+        message = f"All {n} {noun} have ended. {then}"
     else:
-        message = f"Stopped ({ending}) after {n} of {settings.trials} trials. To go on: {again}"
-    console.print(message, highlight=False, soft_wrap=True)
+        message = f"Stopped ({ending}) after {n} of {settings.trials} {noun}. To go on: {again}"
+    for line in [*(f"  {file}" for file in files), message]:
+        console.print(line, highlight=False, soft_wrap=True)

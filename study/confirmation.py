@@ -34,7 +34,6 @@ gates.csv, a row per member and gate, in the order of confirmed.csv:
 Both are written anew by each `python -m study.confirm`, and there is none before the first one.
 """
 
-import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -49,7 +48,7 @@ from rich.console import Console
 from rich.table import Table
 
 from study import gates, search, storage
-from study.conduct import NOT_STORED, carry_out
+from study.conduct import NOT_STORED, carry_out, command_line, say_end
 from study.front import probability_on_front
 from study.lock import driver_lock
 from study.members import ConfirmSettings, Member, fresh_seeds, role
@@ -136,22 +135,9 @@ def finish(searched: optuna.Study, study: optuna.Study, settings: StudySettings,
         console.print(line, highlight=False, soft_wrap=True)
     for line in gate_lines(table, judged):
         console.print(line, highlight=False, soft_wrap=True)
-    for name in ("confirmed.csv", "gates.csv"):
-        console.print(f"  {settings.search_folder / name}", highlight=False, soft_wrap=True)
-    n = storage.n_finished(study)
-    if ending == "finished":
-        message = f"All {n} trainings have ended. Which one to use: {command(settings, 'recommend')}"
-    else:
-        message = f"Stopped ({ending}) after {n} of {settings.trials} trainings. To go on: {command(settings)}"
-    console.print(message, highlight=False, soft_wrap=True)
-
-
-def command(settings: ConfirmSettings, module: str = "confirm") -> str:
-    """What goes on with this study; all else is stored with it."""
-    given = ["python", "-m", f"study.{module}", settings.search]
-    if settings.results_dir != StudySettings.model_fields["results_dir"].default:
-        given += ["--results-dir", settings.results_dir]
-    return shlex.join(given) + (" --storage URL" if settings.storage else "")
+    files = [settings.search_folder / name for name in ("confirmed.csv", "gates.csv")]
+    again, use = (command_line(settings, module, settings.search) for module in ("confirm", "recommend"))
+    say_end(console, study, settings, files, ending, again, f"Which one to use: {use}", "trainings")
 
 
 def by_member(trials: Sequence[FrozenTrial]) -> Runs:

@@ -70,10 +70,7 @@ def answers(url: str) -> bool:
 
 
 @click.command(name="dashboard", help=__doc__)
-@click.argument("name")
-@click.option("--results-dir", default="results", show_default=True, help="Folder of results/<name>/.")
-@click.option("--storage", "url", metavar="URL", help="Optuna storage. [default: SQLite in the results]")
-@cli.log_level
+@cli.of_a_study
 def command(name: str, results_dir: str, url: str | None) -> int:
     study = storage.named(name, results_dir, url)
     logs, ray = Path(results_dir) / name / "tune", study.user_attrs.get("ray", {})

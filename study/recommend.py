@@ -61,12 +61,9 @@ class Choice:
 
 
 @click.command(name="recommend", help=__doc__)
-@click.argument("name")
 @click.option("--max-seconds", type=float, help="The most that a training may take.")
 @click.option("--min-adv-accuracy", type=cli.Fraction(), help="The least adversarial accuracy, e.g. 0.4.")
-@click.option("--results-dir", default="results", show_default=True, help="Folder of results/<name>/.")
-@click.option("--storage", "url", metavar="URL", help="Optuna storage. [default: SQLite in the results]")
-@cli.log_level
+@cli.of_a_study
 def command(
     name: str, max_seconds: float | None, min_adv_accuracy: float | None, results_dir: str, url: str | None
 ) -> int:

@@ -16,10 +16,7 @@ from trainables.errors import InputError
 
 
 @click.command(name="report", help=__doc__)
-@click.argument("name")
-@click.option("--results-dir", default="results", show_default=True, help="Folder of results/<name>/.")
-@click.option("--storage", "url", metavar="URL", help="Optuna storage. [default: SQLite in the results]")
-@cli.log_level
+@cli.of_a_study
 def command(name: str, results_dir: str, url: str | None) -> int:
     study = storage.named(name, results_dir, url)
     from study import page  # plotly and matplotlib take seconds: a typo is answered before

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from study import search, storage
-from study.conduct import NOT_STORED, carry_out
+from study.conduct import NOT_STORED, carry_out, command_line, say_end
 from study.papers.claims import Claim, Measured, by_seed, interval, text, verdict
 from study.papers.paper import Column, Paper, Trials, trial_configs
 from study.papers.settings import ReproductionSettings
@@ -106,23 +106,10 @@ def finish(paper: Paper, study: optuna.Study, settings: ReproductionSettings, co
     console.print(claims_table(verdicts))
     for first in range(0, len(paper.columns), MOST_COLUMNS):
         console.print(configurations_table(paper.columns[first : first + MOST_COLUMNS], labels, trials))
-    for name in ("table.md", "table.csv", "figure.png", "trials.csv", "study.json"):
-        console.print(f"  {folder / name}", highlight=False, soft_wrap=True)
-    n = storage.n_finished(study)
-    if ending == "finished":
-        message = f"All {n} trials have ended. More seeds: {command(settings)} --seeds {settings.seeds * 2}"
-    else:
-        message = f"Stopped ({ending}) after {n} of {settings.trials} trials. To go on: {command(settings)}"
-    console.print(message, highlight=False, soft_wrap=True)
-
-
-def command(settings: ReproductionSettings) -> str:
-    """What goes on with this study; all else is stored with it."""
-    given = ["python", "-m", "study.reproduce", settings.paper]
-    given += ["--name", settings.name] if settings.name != f"reproduce-{settings.paper}" else []
-    if settings.results_dir != ReproductionSettings.model_fields["results_dir"].default:
-        given += ["--results-dir", settings.results_dir]
-    return shlex.join(given) + (" --storage URL" if settings.storage else "")
+    files = [folder / name for name in ("table.md", "table.csv", "figure.png", "trials.csv", "study.json")]
+    named = ["--name", settings.name] if settings.name != f"reproduce-{settings.paper}" else []
+    again = command_line(settings, "reproduce", settings.paper, *named)
+    say_end(console, study, settings, files, ending, again, f"More seeds: {again} --seeds {settings.seeds * 2}")
 
 
 def summary(paper: Paper, settings: ReproductionSettings, everything: list[FrozenTrial], trials: Trials) -> list[str]:

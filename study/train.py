@@ -16,14 +16,11 @@ from trainables.errors import InputError
 
 
 @click.command(name="train", help=__doc__)
-@click.argument("name")
+@cli.of_a_study
 @click.argument("number", type=int)
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of initialisation and batches. [default: the trial's]")
 @click.option("--out", type=click.Path(dir_okay=False), help="Weights file. [default: NAME-NUMBER.safetensors]")
 @click.option("--data-dir", help="Where the images are. [default: the study's]")
-@click.option("--results-dir", default="results", show_default=True, help="Folder of results/<name>/.")
-@click.option("--storage", "url", metavar="URL", help="Optuna storage. [default: SQLite in the results]")
-@cli.log_level
 def command(
     name: str, number: int, seed: int | None, out: str | None, data_dir: str | None, results_dir: str, url: str | None
 ) -> int:
