@@ -48,10 +48,10 @@ def test_a_trial_that_fails_by_itself_fails_once_with_its_reason_and_the_others_
 
 
 def test_a_trial_that_hangs_is_ended_and_goes_on_until_its_retries_are_used_up(tmp_path):
-    driver = campaign.start_driver(tmp_path, "hung", {"1": "hang"}, "--retries", "1", "--epoch-timeout", "6")
+    driver = campaign.start_driver(tmp_path, "hung", {"1": "hang"}, "--retries", "1", "--epoch-timeout", "15")
     assert driver.wait(timeout=480) == 0, (tmp_path / "hung.out").read_text()
     trials = open_study(tmp_path / "hung").trials
-    assert trials[1].user_attrs["reason"] == "machine: hung, no epoch ended within 6 s, 2 times"
+    assert trials[1].user_attrs["reason"] == "machine: hung, no epoch ended within 15 s, 2 times"
     assert [trial.state for trial in trials].count(TrialState.COMPLETE) == campaign.N_TRIALS - 1
     campaign.check(tmp_path / "hung", campaign.N_TRIALS, campaign.EPOCHS, tmp_path / "hung.log")
 
