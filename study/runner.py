@@ -373,7 +373,7 @@ def run(
     try:
         with signals_as_stop(stop):
             tuner.fit()
-            search.flush()
+            search.settle(stop.check)
         if search.problem:
             raise search.problem
     except Stop as reason:

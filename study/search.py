@@ -107,6 +107,7 @@ def requeue(study: Study, trial_id: int) -> None:
 
 
 STORAGE_PATIENCE = 300.0  # seconds that a storage may stay locked or unreachable before the run ends
+RETRY_SECONDS = 0.5
 NO_ROOM = ("disk is full", "No space left", "disk full")
 
 # The configuration and label of a running trial, its curve, the objective seconds it will have taken at its
@@ -372,6 +373,14 @@ class StudySearch(Searcher):
             self.storage_failed(error)
         except Exception as error:
             self.problem = error
+
+    def settle(self, check: Callable[[], None]) -> None:
+        """Wait until the storage has taken every end, or there is a `problem`; `check` may raise to end the wait."""
+        self.flush()
+        while self.untold and not self.problem:
+            check()
+            time.sleep(RETRY_SECONDS)
+            self.flush()
 
     def _tell(
         self, trial: optuna.Trial, state: TrialState, values: list[float] | None, attrs: dict[str, object]

@@ -110,6 +110,7 @@ class Driver(threading.Thread):
                     self.searcher.on_trial_result(trial_id, row)
             self.searcher.flush()
             time.sleep(0.02)
+        self.searcher.settle(lambda: None)
 
 
 def result(number: int, epoch: int) -> dict[str, object]:

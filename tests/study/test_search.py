@@ -185,6 +185,36 @@ def test_an_end_that_was_stored_though_the_answer_was_lost_is_told_once(space, m
     assert study.trials[0].state is TrialState.COMPLETE
 
 
+def test_the_last_end_is_waited_for_until_the_storage_takes_it(space, monkeypatch):
+    study = new_study()
+    searcher, told = new_search(study, space)
+    searcher.suggest("t0")
+    tell, checks = study.tell, []
+    monkeypatch.setattr(search, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(study, "tell", failing(OperationalError("", {}, None)))
+    searcher.on_trial_complete("t0", report(2))
+
+    def check():
+        checks.append(told.copy())
+        if len(checks) == 3:
+            monkeypatch.setattr(study, "tell", tell)
+
+    searcher.settle(check)
+    assert checks == [[]] * 3 and told == [0] and study.trials[0].state is TrialState.COMPLETE
+
+
+def test_the_wait_for_the_last_end_is_over_with_the_patience(space, monkeypatch):
+    study = new_study()
+    searcher, told = new_search(study, space)
+    searcher.suggest("t0")
+    monkeypatch.setattr(search, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(search, "STORAGE_PATIENCE", 0.01)
+    monkeypatch.setattr(study, "tell", failing(OperationalError("", {}, "database is locked")))
+    searcher.on_trial_complete("t0", report(2))
+    searcher.settle(lambda: None)
+    assert isinstance(searcher.problem, OSError) and told == []
+
+
 def test_a_full_disk_leaves_the_trial_to_be_resumed_and_stops_the_study(space):
     study = new_study()
     searcher, _ = new_search(study, space)
