@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from study import examples, figures, importances, picture
 from study.front import probability_by_examples
-from study.results import describe, eps_text, expected_gain, front_hypervolume, front_of, is_complete, wilson
+from study.results import describe, eps_text, front_hypervolume, front_of, gain_per_hour, is_complete, wilson
 from study.storage import FINISHED
 from trainables.files import write_whole
 
@@ -67,7 +67,7 @@ def page(trials: Sequence[FrozenTrial], settings: Row, objective: str, folder: P
         n_ended=sum(trial.state in FINISHED for trial in trials),
         members=member_rows(trials),
         hypervolume=front_hypervolume(trials),
-        gain=expected_gain(trials),
+        gain=gain_per_hour(trials),
         device_hours=sum(map(figures.device_seconds, figures.ended(trials))) / 3600,
         n_with_bars=figures.N_WITH_BARS,
         charts=charts(trials, objective, found, confirmed),

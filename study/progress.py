@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from study.results import describe, expected_gain, front_hypervolume, front_of, wilson
+from study.results import describe, front_hypervolume, front_of, gain_per_hour, wilson
 
 HEARTBEAT = 30.0  # seconds between plain lines when no trial ends
 
@@ -52,7 +52,7 @@ class Snapshot:
         return self.elapsed / (ended - self.done_before) * max(0, self.target - ended)
 
     def line(self) -> str:
-        left, gain = self.seconds_left, expected_gain(self.trials)
+        left, gain = self.seconds_left, gain_per_hour(self.trials)
         return (
             f"{self.done}/{self.target} done, {self.running} running, {self.failed} failed"
             f"{f', {self.stopped} stopped early' if self.stopped else ''}; "

@@ -59,7 +59,7 @@ def front_hypervolume(trials: list[FrozenTrial]) -> float:
     return hypervolume(complete, (0.0, max(values[1] for values in complete))) if complete else 0.0
 
 
-def expected_gain(trials: list[FrozenTrial]) -> float | None:
+def gain_per_hour(trials: list[FrozenTrial]) -> float | None:
     """Share of the hypervolume (accuracy x log seconds) that a device-hour more is expected to add.
 
     As it was when the newest trial was proposed; None where the sampler does not tell.

@@ -37,12 +37,9 @@ def front(world: World, seed: int, stop: float | None = 0.9, **options: object) 
     return OptunaStudy(sampler, world.known_seconds, None if stop is None else Stopping(stop))
 
 
-def repeating(sampler: Callable, world: World, seed: int, share: float) -> Search:
-    return Repeating(sampler(seed=seed), world.known_seconds, share, seed)
-
-
-def repeating_front(world: World, seed: int, share: float) -> Search:
-    return repeating(lambda seed: FrontSampler(configure, lambda study: world.known_seconds, seed), world, seed, share)
+def repeating(world: World, seed: int, share: float) -> Search:
+    sampler = FrontSampler(configure, lambda study: world.known_seconds, seed)
+    return Repeating(sampler, world.known_seconds, share, seed)
 
 
 tpe = partial(TPESampler, constant_liar=True)
@@ -64,10 +61,9 @@ METHODS: dict[str, Method] = {
     "TPE, stopping, constraint": partial(stopped, tpe, tell="constraint"),
     "TPE, stopping, failed": partial(stopped, tpe, tell="failed"),
     "front": partial(front, stop=None),
-    "front, repeats 0.1": partial(repeating_front, share=0.1),
-    "front, repeats 0.25": partial(repeating_front, share=0.25),
-    "front, repeats 0.5": partial(repeating_front, share=0.5),
-    "TPE, repeats 0.25": partial(repeating, tpe, share=0.25),
+    "front, repeats 0.1": partial(repeating, share=0.1),
+    "front, repeats 0.25": partial(repeating, share=0.25),
+    "front, repeats 0.5": partial(repeating, share=0.5),
     "front, stopping": partial(front, stop=0.9),
     "front, stopping at 1": partial(front, stop=1.0),
 }
