@@ -1,5 +1,6 @@
 """URL in, Optuna storage out."""
 
+import time
 import warnings
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from trainables.errors import InputError, nearest
 
@@ -34,7 +35,14 @@ def from_url(url: str) -> RDBStorage:
     """
     try:
         connect_args = {"timeout": SQLITE_TIMEOUT} if _sqlite_file(url) else {}
-        return RDBStorage(url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True})
+        for wait in (0.1, 0.2, 0.4, 0.8, 1.6):
+            try:
+                return RDBStorage(url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True})
+            except SQLAlchemyError as error:
+                if not (isinstance(error, IntegrityError) or "already exists" in cause(error)):
+                    raise
+                time.sleep(wait)  # another process is making the same tables
+        raise RuntimeError("its tables are being made by another process, again and again")
     except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
         raise InputError(
             f"storage: {redacted(url)} given ({cause(error)}); accepted: a database URL that answers, "

@@ -13,7 +13,7 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from study import conduct, pareto, spaces
+from study import conduct, pareto, spaces, storage
 from study.front import non_dominated
 from study.settings import StudySettings
 from trainables import data
@@ -137,7 +137,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path):
     command += ["--results-dir", str(tmp_path), "--concurrent", "1"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
-        wait_for(lambda: (tmp_path / "mine" / "study.db").exists() and n_epochs_of_second(tmp_path) >= 3)
+        wait_for(lambda: n_epochs_of_second(tmp_path) >= 3)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=60)
     finally:
@@ -159,10 +159,9 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path):
 
 
 def n_epochs_of_second(folder):
-    try:
-        return len(open_study(folder, "mine").trials[1].user_attrs.get("curve", []))
-    except (IndexError, KeyError):
-        return 0
+    study = storage.existing(f"sqlite:///{folder / 'mine' / 'study.db'}", "mine")
+    trials = study.trials if study else []
+    return len(trials[1].user_attrs.get("curve", [])) if len(trials) > 1 else 0
 
 
 def wait_for(condition, seconds=120):

@@ -1,3 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
 
 from study import storage
@@ -22,6 +25,20 @@ def test_a_file_that_is_no_database_is_one_line(tmp_path):
     (tmp_path / "study.db").write_text("not a database, but long enough to be read as one" * 50)
     with pytest.raises(InputError, match="storage: "):
         storage.from_url(f"sqlite:///{tmp_path / 'study.db'}")
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_who_opens_it_while_another_makes_its_tables_waits(tmp_path, attempt):
+    n, url = 4, f"sqlite:///{tmp_path / 'study.db'}"
+    together = Barrier(n)
+
+    def come(name):
+        together.wait()
+        return storage.open_study(storage.from_url(url), name).study_name
+
+    with ThreadPoolExecutor(n) as pool:
+        names = [str(i) for i in range(n)]
+        assert list(pool.map(come, names)) == names
 
 
 def test_looking_for_a_study_makes_no_file(tmp_path):
