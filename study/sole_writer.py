@@ -16,8 +16,8 @@ class SoleWriter(BaseStorage):
     """A database whose trials are also kept here, so that reading them costs nothing.
 
     Optuna's own cache fetches every unfinished trial from the database at each read, because another process may
-    have changed it, and a proposal reads them at each parameter: with 64 trials running, that took seconds of
-    a processor per proposal. A study has one driver, which holds its lock, so nobody else changes trials.
+    have changed it, and a proposal reads them at each parameter: what it costs grows with the trials that run. A
+    study has one driver, which holds its lock, so nobody else changes trials.
 
     The database stays the truth: all goes there first, and an error there, after which nobody knows what it has
     taken, makes everything be read again.

@@ -6,6 +6,7 @@ python -m benchmarks.replay.compare run out.jsonl "random;front" --seeds 20 --bu
 
 import json
 import lzma
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,17 +18,23 @@ import optuna
 from benchmarks.replay import surrogate
 from benchmarks.replay.methods import METHODS
 from benchmarks.replay.simulate import World, simulate
+from study import cli
 from study.front import hypervolume, non_dominated
+from trainables.errors import InputError, nearest
 
 N_WORKERS = 4
 
 
-@click.group()
-def main() -> None:
+@click.group(name="compare", help=__doc__)
+def command() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-@main.command()
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(command, argv, package="benchmarks.replay")
+
+
+@command.command()
 @click.argument("path", type=Path)
 @click.argument("names")
 @click.option("--seeds", default=20)
@@ -37,6 +44,11 @@ def main() -> None:
 @click.option("--model", default="process", help="process or forest")
 def run(path: Path, names: str, seeds: int, first_seed: int, budget: float, overhead: float, model: str) -> None:
     """Append one line per search and seed; those already there are not run again."""
+    for name in names.split(";"):
+        if name not in METHODS:
+            raise InputError(f"names: {nearest(name, list(METHODS))}")
+    if model not in surrogate.MODELS:
+        raise InputError(f"model: {nearest(model, list(surrogate.MODELS))}")
     world = World(surrogate.load(model))
     done = set()
     if path.exists():
@@ -102,6 +114,18 @@ def observed_front(points: np.ndarray) -> np.ndarray:
     return points[first][non_dominated(np.column_stack([means, points[first, 3]]))]
 
 
+def dominated_share(path: Path, method: str, budget: float) -> float:
+    """Of the observed front, the share that another completed trial beats by true accuracy; the mean over seeds."""
+    shares = []
+    for run in runs(path):
+        points = np.array(run["completed"]).reshape(-1, 4)
+        done = points[points[:, 0] <= budget]
+        if run["method"] == method and len(done):
+            on_true_front = {tuple(row) for row in done[non_dominated(done[:, [1, 3]])][:, [1, 3]]}
+            shares.append(np.mean([tuple(row) not in on_true_front for row in observed_front(done)[:, [1, 3]]]))
+    return float(np.mean(shares))
+
+
 def volume(points: np.ndarray, budget: float, log: bool, chosen: bool = False) -> float:
     """Of (n, 4) device-seconds when a trial ended, its true and observed accuracy, its seconds."""
     done = points[(points[:, 0] <= budget) & (points[:, 3] < SLOWEST)]
@@ -129,7 +153,7 @@ def speed_up(ours: np.ndarray, peer: np.ndarray, budgets: np.ndarray, budget: fl
     return np.array([ratio(ours, peer), *np.quantile(ratios, [0.025, 0.975])])
 
 
-@main.command()
+@command.command()
 @click.argument("paths", nargs=-1, type=Path)
 @click.option("--budgets", default="30,60,120")
 @click.option("--linear", is_flag=True, help="Accuracy x seconds instead of accuracy x log seconds.")
@@ -146,6 +170,8 @@ def show(paths: tuple[Path, ...], budgets: str, linear: bool, chosen: bool, figu
             if np.isfinite(column).all():
                 spread = 1.96 * column.std(ddof=1) / np.sqrt(len(column)) if len(column) > 1 else np.nan
                 cells.append(f"{budget:g} s: {column.mean():.2f} ± {spread:.2f}")
+                if chosen and len(paths) == 1:
+                    cells[-1] += f", {dominated_share(paths[0], method, budget):.0%} of it truly dominated"
                 if method != "front":
                     estimate, low, high = speed_up(found["front"], rows, grid, budget)
                     cells[-1] += f", front needs 1/{estimate:.1f} ({low:.1f} to {high:.1f})"
@@ -180,4 +206,4 @@ def draw(found: Curves, grid: np.ndarray, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

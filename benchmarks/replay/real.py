@@ -12,13 +12,14 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import click
 import numpy as np
 
-from study import storage
+from study import cli, storage
 from study.front import hypervolume
 from study.results import PACKAGES, is_complete
 from study.sampling import log_hypervolume
@@ -27,12 +28,12 @@ from trainables.files import write_whole
 SAMPLERS = ("front", "tpe")
 
 
-@click.command()
+@click.command(name="real", help=__doc__)
 @click.argument("folder", type=Path)
 @click.option("--seconds", default=600.0, help="Of each study.")
 @click.option("--seeds", default=3)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
-def main(folder: Path, seconds: float, seeds: int, out: Path | None) -> None:
+def command(folder: Path, seconds: float, seeds: int, out: Path | None) -> None:
     rounds = []
     for seed in range(seeds):
         points, load = {}, os.getloadavg()[0]
@@ -70,11 +71,15 @@ def compared(points: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
 
 
 def run(folder: Path, name: str, sampler: str, seed: int, seconds: float) -> None:
-    command = [sys.executable, "-m", "study.pareto", "quickstart", "--name", name, "--results-dir", str(folder)]
-    command += ["--depth", "8", "--sampler", sampler, "--seed", str(seed), "--objective", "calibrated"]
-    command += ["--trials", "100000", "--timeout", str(seconds)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    words = [sys.executable, "-m", "study.pareto", "quickstart", "--name", name, "--results-dir", str(folder)]
+    words += ["--depth", "8", "--sampler", sampler, "--seed", str(seed), "--objective", "calibrated"]
+    words += ["--trials", "100000", "--timeout", str(seconds)]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(command, argv, package="benchmarks.replay")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

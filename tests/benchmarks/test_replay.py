@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -97,6 +98,22 @@ def test_a_user_chooses_by_the_mean_of_a_configurations_trainings():
     assert sorted(compare.observed_front(points[:2])[:, 1]) == [0.4]
     assert sorted(compare.observed_front(points)[:, 1]) == [0.5, 0.7]
     assert compare.volume(points[:2], 9.0, log=True, chosen=True) < compare.volume(points[:2], 9.0, log=True)
+
+
+def test_a_lucky_member_counts_as_truly_dominated(tmp_path):
+    path, completed = tmp_path / "runs.jsonl", [[1.0, 0.5, 0.5, 2.0], [2.0, 0.4, 0.9, 3.0], [99.0, 1.0, 1.0, 1.0]]
+    path.write_text(json.dumps({"method": "TPE", "completed": completed}) + "\n")
+    assert compare.dominated_share(path, "TPE", 10.0) == 0.5
+    assert compare.dominated_share(path, "TPE", 1.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    "argv, field", [(["run", "x", "frnt"], "names: 'frnt' (did you mean 'front'"), (["shw"], "shw")]
+)
+def test_a_mistake_gets_one_line(argv, field, capsys):
+    assert compare.main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and field in error
 
 
 def test_repeats_are_of_front_members_with_the_fewest_trainings(world):
