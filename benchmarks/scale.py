@@ -1,6 +1,6 @@
 """What the service itself costs a trial, and how that grows: a study of trials that do nothing.
 
-Command: python -m benchmarks.scale --trials 5000 --concurrent 64 --out benchmarks/results/scale.json
+Command: python -m benchmarks.scale --trials 5000 --concurrent 64 --sampler front --out FILE
 Measured: see the JSON, which holds hardware, versions and the seconds of each hundred trials, and docs/cluster.md.
 Hardware: one machine plays all nodes.
 Baseline: none; `Tune` is what remains of the wall clock when all else is subtracted.
@@ -37,13 +37,22 @@ from rich.console import Console
 from study import cli, runner, search, spaces, storage
 from study.progress import Progress
 from study.results import PACKAGES
+from study.sampling import FrontSampler
 from study.settings import from_layers
 from study.sole_writer import SoleWriter
+from trainables.batch_schedules import batch_sizes
+from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.files import write_whole
 
+N_IMAGES = 50_000
 BIN = 100  # trials between two rows of the result
 STORAGE_METHODS = [name for name in vars(RDBStorage) if not name.startswith("__") and callable(vars(RDBStorage)[name])]
+
+
+def seconds_of(config: TrialConfig) -> float:
+    """What a trial pretends to have taken: a millisecond for each update of the weights and a microsecond an image."""
+    return sum(N_IMAGES * (1e-3 / size + 1e-6) for size in batch_sizes(config.batch_size_schedule, config.epochs))
 
 
 class NoTrial(tune.Trainable):
@@ -56,14 +65,15 @@ class NoTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, object]:
-        rng = random.Random(self.config["number"])
-        seconds = rng.uniform(10, 100)
+        config = TrialConfig(**self.config["trial"])
+        seconds = seconds_of(config)
+        accuracy = random.Random(self.config["number"]).random() * config.epochs / (config.epochs + 10)
         return {
-            "epoch": self.config["trial"]["epochs"],
+            "epoch": config.epochs,
             "train_seconds": seconds,
             "calibrated_seconds": seconds,
             "clean_accuracy": 0.9,
-            "adversarial_accuracy": rng.random() * seconds / 100,
+            "adversarial_accuracy": accuracy,
             "n_examples": 1000,
             "train_loss": 0.1,
             "batch_size": 128,
@@ -124,14 +134,20 @@ class Rows:
             self.clock, self.thread, self.before = clock, thread, spent
 
 
-def measure(trials: int, concurrent: int, timeout: float | None, folder: Path) -> tuple[str, list[dict[str, float]]]:
+def measure(
+    trials: int, concurrent: int, sampler: str, timeout: float | None, folder: Path
+) -> tuple[str, list[dict[str, float]]]:
     """How the run ended, and rows of seconds per trial."""
     space = spaces.load("full")
     given = {"name": "scale", "trials": trials, "concurrent": concurrent, "results_dir": str(folder)}
-    settings = from_layers(given | {"timeout": timeout}, None, space.defaults)
+    settings = from_layers(given | {"timeout": timeout, "sampler": sampler}, None, space.defaults)
+    configure = partial(spaces.configure, space, settings)
     settings.folder.mkdir(parents=True)
     study = storage.open_study(SoleWriter(storage.from_url(settings.storage_url)), settings.name)
-    study.sampler = search.make_sampler(settings, 0)
+    if sampler == "front":
+        study.sampler = FrontSampler(configure, lambda study: seconds_of, seed=0)
+    else:
+        study.sampler = search.make_sampler(settings, 0)
     ledger = Ledger()
     rows = Rows(ledger)
     told = runner.Results.told
@@ -146,7 +162,6 @@ def measure(trials: int, concurrent: int, timeout: float | None, folder: Path) -
         ledger.watching(),
         Progress(Console(file=sys.stderr, width=120), trials, 0) as progress,
     ):
-        configure = partial(spaces.configure, space, settings)
         ending = runner.run(study, configure, settings, ray.cluster_resources(), progress, "measured")
     return ending, rows.rows
 
@@ -154,9 +169,10 @@ def measure(trials: int, concurrent: int, timeout: float | None, folder: Path) -
 @click.command(name="scale", help=__doc__)
 @click.option("--trials", default=5000, show_default=True, type=click.IntRange(BIN))
 @click.option("--concurrent", default=64, show_default=True, type=click.IntRange(1))
+@click.option("--sampler", default="tpe", show_default=True, type=click.Choice(["front", *search.SAMPLERS]))
 @click.option("--timeout", type=float, metavar="SECONDS", help="Stop after this long, with fewer trials.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="JSON file to write.")
-def command(trials: int, concurrent: int, timeout: float | None, out: Path) -> int:
+def command(trials: int, concurrent: int, sampler: str, timeout: float | None, out: Path) -> int:
     if out.exists():
         raise InputError(f"out: {out} exists; accepted: a new file")
     os.environ.update(runner.QUIET)
@@ -167,11 +183,12 @@ def command(trials: int, concurrent: int, timeout: float | None, out: Path) -> i
         ray.init(num_cpus=concurrent, object_store_memory=runner.OBJECT_STORE_BYTES, **options),
     ):
         start = time.perf_counter()
-        ending, rows = measure(trials, concurrent, timeout, Path(folder))
+        ending, rows = measure(trials, concurrent, sampler, timeout, Path(folder))
         seconds = time.perf_counter() - start
     content = {
         "trials_asked": trials,
         "concurrent": concurrent,
+        "sampler": sampler,
         "ending": ending,
         "seconds": seconds,
         "load_average": {"before": load, "after": os.getloadavg()[0]},

@@ -26,9 +26,8 @@ from study.logs import CurvesAndHparams
 from study.metrics import StudyMetrics
 from study.progress import Progress
 from study.results import checkpoint_name, sync_models, write_tables
-from study.search import StopRule, StudySearch, requeue_interrupted
+from study.search import StudySearch, requeue_interrupted, stop_rule
 from study.settings import Objective, StudySettings
-from study.stopping import Stopping
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.ray_trainable import RayTrial
@@ -297,7 +296,6 @@ def run(
     resources: dict[str, float],
     progress: Progress,
     objective: Objective,
-    stop_rule: StopRule | None = None,
 ) -> str:
     """Run trials until `settings.trials` have finished.
 
@@ -308,7 +306,6 @@ def run(
         resources: Of the cluster.
         progress: Shown while it runs.
         objective: Which seconds are the objective.
-        stop_rule: Ends trials early.
 
     Returns:
         "finished", "interrupted" or "timeout".
@@ -348,7 +345,7 @@ def run(
         worker_config,
         Results(study, folder, settings.checkpoints, progress).told,
         objective,
-        stop_rule or (Stopping() if settings.stop_early else None),
+        stop_rule(settings, study.sampler),
         settings.until_gain,
     )
     tuner = tune.Tuner(

@@ -2,7 +2,7 @@
 
 A forest predicts the adversarial accuracy of every candidate from the trials that have ended, running trials count
 as if they had ended as predicted, and a candidate's seconds follow from its schedule. So one of the two objectives is
-certain, and the expected gain has a closed form.
+certain, and the expected gain has a closed form. The same gain tells when a running trial should make way for another.
 """
 
 import math
@@ -18,8 +18,9 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.special import ndtr
 from sklearn.ensemble import ExtraTreesRegressor
 
+from study.forecast import Forecast
 from study.front import hypervolume, non_dominated
-from study.stopping import final_accuracy
+from study.stopping import accuracies, final_accuracy
 from trainables.batch_schedules import batch_sizes
 from trainables.config import BATCH_KINDS, LrSchedule, Norm, Training, TrialConfig
 from trainables.errors import InputError
@@ -35,6 +36,7 @@ SCALE = 0.5  # of the deviation over trees
 MAX_FITTED = 1000  # trials the forest is fitted to; see `Forest`
 BEYOND = 1.1  # where seconds stop to count, in those of the slowest candidate: it has to count itself
 COST_BESIDE = 0.1  # of the candidates' median seconds: what a trial costs besides its training
+STOP_BELOW = 0.5  # of the newest proposal's gain per second; that is the best of many, and so too hopeful
 LEAST_DEVIATION = 0.02  # of a predicted accuracy: two trainings that differ in their seed alone differ as much
 
 Seconds = Callable[[TrialConfig], float | None]
@@ -145,9 +147,14 @@ class Forest:
 
 
 def expected_gain(
-    mean: np.ndarray, deviation: np.ndarray, seconds: np.ndarray, front: np.ndarray, slowest: float
+    mean: np.ndarray,
+    deviation: np.ndarray,
+    seconds: np.ndarray,
+    front: np.ndarray,
+    slowest: float,
+    scale: Callable[[np.ndarray], np.ndarray] = np.log,
 ) -> np.ndarray:
-    """Expected growth of the front's hypervolume, in accuracy x log seconds, by each candidate.
+    """Expected growth of the front's hypervolume by each candidate.
 
     Args:
         mean: (n,) predicted accuracy.
@@ -155,6 +162,7 @@ def expected_gain(
         seconds: (n,), known.
         front: (k, 2) accuracy and seconds; dominated points change nothing.
         slowest: Seconds of the reference point, whose accuracy is 0.
+        scale: Of seconds: `np.log`, or `np.asarray` for plain ones.
 
     Returns:
         (n,). With one objective certain it is a sum over the front's steps: how much of the step lies at or beyond
@@ -162,8 +170,8 @@ def expected_gain(
     """
     ordered = front[np.argsort(front[:, 1])]
     levels = np.concatenate([[0.0], np.maximum.accumulate(ordered[:, 0])])
-    edges = np.log(np.concatenate([[1e-9], np.minimum(ordered[:, 1], slowest), [slowest]]))
-    overlap = np.maximum(edges[1:] - np.maximum(edges[:-1], np.log(seconds)[:, None]), 0.0)
+    edges = scale(np.concatenate([[1e-9], np.minimum(ordered[:, 1], slowest), [slowest]]))
+    overlap = np.maximum(edges[1:] - np.maximum(edges[:-1], scale(seconds)[:, None]), 0.0)
     z = (mean[:, None] - levels) / deviation[:, None]
     density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
     return (overlap * deviation[:, None] * (z * ndtr(z) + density)).sum(1)
@@ -186,6 +194,19 @@ def log_hypervolume(front: np.ndarray, slowest: float) -> float:
     return hypervolume(points, (0.0, math.log(slowest)))
 
 
+def expected_share(
+    mean: np.ndarray, deviation: np.ndarray, seconds: np.ndarray, front: np.ndarray, slowest: float
+) -> np.ndarray:
+    """Expected growth by each candidate as a share of the front's hypervolume, (n,); arguments as of `expected_gain`.
+
+    The mean of two shares, by log seconds and by plain ones: the first counts a factor in time alike anywhere, the
+    second is the hypervolume that a study reports.
+    """
+    by_log = expected_gain(mean, deviation, seconds, front, slowest) / max(log_hypervolume(front, slowest), 1e-9)
+    plain = expected_gain(mean, deviation, seconds, front, slowest, np.asarray)
+    return (by_log + plain / max(hypervolume(front, (0.0, slowest)), 1e-9)) / 2
+
+
 class FrontSampler(BaseSampler):
     """Optuna's sampler that knows each candidate's seconds.
 
@@ -199,7 +220,7 @@ class FrontSampler(BaseSampler):
         earlier: Trials of an earlier study: the forest learns from them, the front does not.
 
     After a proposal, `gain_per_hour` is the share that a device-hour of such trials is expected to add to the
-    hypervolume (accuracy x log seconds).
+    hypervolume (see `expected_share`), and `stop` says which running trials are worth less than that.
     """
 
     def __init__(
@@ -222,6 +243,10 @@ class FrontSampler(BaseSampler):
         self.seen: dict[tuple[bool, int], np.ndarray] = {}  # features by whether it is an earlier study's, and number
         self.proposed: dict[int, Mapping[str, object]] = {}  # parameters by the trial's number
         self.gain_per_hour: float | None = None  # None: not known yet
+        self.rate: float | None = None  # expected share per second of the newest proposal
+        self.slowest = 0.0  # seconds of the reference point at the newest proposal
+        self.forecast: Forecast | None = None
+        self.n_forecast = 0  # finished trials it was fitted to
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}
@@ -276,13 +301,58 @@ class FrontSampler(BaseSampler):
         believed = self._believed(trials, self.forest) * (1.0, pace)
         front = np.concatenate([np.array([trial.values for trial in complete]).reshape(-1, 2), believed])
         front = front[non_dominated(front)]  # the others change nothing but the time this takes
-        slowest = BEYOND * float(seconds.max())
-        gain = expected_gain(mean, deviation, seconds, front, slowest)
+        self.slowest = BEYOND * float(seconds.max())
+        share = expected_share(mean, deviation, seconds, front, self.slowest)
         # What a trial costs besides its training keeps the quickest ones from being free.
-        rates = gain / (seconds + COST_BESIDE * np.median(seconds))
-        so_far = log_hypervolume(np.array([trial.values for trial in complete]).reshape(-1, 2), slowest)
-        self.gain_per_hour = 3600 * float(rates.max()) / so_far if so_far else None
+        rates = share / (seconds + COST_BESIDE * np.median(seconds))
+        has_front = any(trial.values[0] > 0 and trial.values[1] < self.slowest for trial in complete)
+        self.rate = float(rates.max()) if has_front else None
+        self.gain_per_hour = 3600 * self.rate if has_front else None
         return timed[int(np.argmax(rates))].params
+
+    def stop(
+        self,
+        config: TrialConfig,
+        label: str,
+        curve: Sequence[dict[str, object]],
+        seconds: float,
+        seconds_ahead: float,
+        trials: Sequence[FrozenTrial],
+    ) -> str | None:
+        """A stop rule as `study.stopping.Stopping`: ends a trial whose remaining seconds are better spent on a new one.
+
+        What the trial is expected to add to the front by its end, per second that it still takes, is held against what
+        the newest proposal was expected to add per second of its own.
+        """
+        rows, expected = [row["adversarial_accuracy"] for row in curve], self.expected_seconds(config)
+        if label or self.rate is None or expected is None or not self._can_forecast(trials):
+            return None
+        whole = seconds + seconds_ahead
+        mean, deviation = self.forecast.final(features(config, expected), rows, len(rows) / config.epochs)
+        front = np.array([trial.values for trial in trials if trial.state is TrialState.COMPLETE])
+        front = front[non_dominated(front)]
+        slowest = max(self.slowest, BEYOND * whole)
+        share = expected_share(np.array([mean]), np.array([deviation]), np.array([whole]), front, slowest)[0]
+        if share >= STOP_BELOW * self.rate * seconds_ahead:
+            return None
+        return (
+            f"accuracy {rows[-1]:.3f} after {len(rows)} of {config.epochs} epochs, {mean:.3f} ± {deviation:.3f} "
+            "expected at the end: a new trial promises to add more to the front in the seconds left"
+        )
+
+    def _can_forecast(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether enough trials have finished; fits the forecast anew where many more have."""
+        finished = [
+            (trial, is_earlier)
+            for is_earlier, part in ((True, self.earlier), (False, trials))
+            for trial in part
+            if trial.state is TrialState.COMPLETE and len(trial.user_attrs.get("curve", ())) > 1
+        ]
+        if len(finished) >= self.n_startup and len(finished) > REFIT * self.n_forecast:
+            x = np.stack([self._features(trial, is_earlier) for trial, is_earlier in finished])
+            self.forecast = Forecast(x, [accuracies(trial) for trial, _ in finished], seed=0)
+            self.n_forecast = len(finished)
+        return self.forecast is not None
 
     def _candidates(self, complete: Sequence[FrozenTrial]) -> list[Candidate]:
         """The pool, partly renewed, and neighbours of front members."""

@@ -33,7 +33,8 @@ class Stopping:
         config: TrialConfig,
         label: str,
         curve: Sequence[dict[str, object]],
-        final_seconds: float,
+        seconds: float,
+        seconds_ahead: float,
         trials: Sequence[FrozenTrial],
     ) -> str | None:
         """Why the trial should end now, in one line; None: it goes on.
@@ -42,7 +43,8 @@ class Stopping:
             config: Of the trial.
             label: Of a published configuration, else empty.
             curve: A row for each epoch so far.
-            final_seconds: The objective's seconds when the schedule will have ended.
+            seconds: The objective's so far.
+            seconds_ahead: Those that the rest of the schedule will take.
             trials: Of the study; those that completed, with their curves, are learned from.
         """
         if label:
@@ -50,7 +52,8 @@ class Stopping:
         finished = [trial for trial in trials if trial.state is TrialState.COMPLETE]
         if len(finished) < self.n_needed:
             return None
-        best = max((trial.values[0] for trial in finished if trial.values[1] <= final_seconds), default=-math.inf)
+        quicker = [trial.values[0] for trial in finished if trial.values[1] <= seconds + seconds_ahead]
+        best = max(quicker, default=-math.inf)
         accuracy, fraction = curve[-1]["adversarial_accuracy"], len(curve) / config.epochs
         if accuracy >= best:
             return None

@@ -32,9 +32,9 @@ def stopped(sampler: Callable, world: World, seed: int, tell: str = "pruned", qu
     return OptunaStudy(sampler(seed=seed), world.known_seconds, Stopping(quantile), tell)
 
 
-def front(world: World, seed: int, stop: float | None = 0.9, **options: object) -> Search:
-    sampler = FrontSampler(configure, lambda study: world.known_seconds, seed, **options)
-    return OptunaStudy(sampler, world.known_seconds, None if stop is None else Stopping(stop))
+def front(world: World, seed: int, stop: bool) -> Search:
+    sampler = FrontSampler(configure, lambda study: world.known_seconds, seed)
+    return OptunaStudy(sampler, world.known_seconds, sampler.stop if stop else None)
 
 
 def repeating(world: World, seed: int, share: float) -> Search:
@@ -60,10 +60,9 @@ METHODS: dict[str, Method] = {
     "TPE, stopping, values": partial(stopped, tpe, tell="values"),
     "TPE, stopping, constraint": partial(stopped, tpe, tell="constraint"),
     "TPE, stopping, failed": partial(stopped, tpe, tell="failed"),
-    "front": partial(front, stop=None),
+    "front": partial(front, stop=False),
     "front, repeats 0.1": partial(repeating, share=0.1),
     "front, repeats 0.25": partial(repeating, share=0.25),
     "front, repeats 0.5": partial(repeating, share=0.5),
-    "front, stopping": partial(front, stop=0.9),
-    "front, stopping at 1": partial(front, stop=1.0),
+    "front, stopping": partial(front, stop=True),
 }

@@ -155,7 +155,8 @@ class OptunaStudy:
             return False
         config = self.trials[number][1]
         trials = self.study.get_trials(deepcopy=False)
-        return bool(self.stop_rule(config, "", rows(curve), max(self.known_seconds(config), seconds), trials))
+        ahead = max(self.known_seconds(config) - seconds, 0.0)
+        return bool(self.stop_rule(config, "", rows(curve), seconds, ahead, trials))
 
     def end(self, number: int, curve: Sequence[float], seconds: float, complete: bool) -> None:
         trial, config = self.trials.pop(number)

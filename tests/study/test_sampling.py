@@ -7,7 +7,8 @@ import pytest
 from optuna.trial import TrialState
 
 from study import sampling, spaces
-from study.sampling import Draw, Forest, FrontSampler, expected_gain, features, log_hypervolume
+from study.front import hypervolume
+from study.sampling import Draw, Forest, FrontSampler, expected_gain, expected_share, features, log_hypervolume
 from study.settings import StudySettings
 from study.storage import DIRECTIONS
 from trainables.errors import InputError
@@ -68,6 +69,16 @@ def test_nothing_is_expected_of_what_is_slower_than_the_slowest_that_counts():
 def test_with_no_front_yet_a_point_adds_its_accuracy_over_all_slower_seconds():
     gain = expected_gain(np.array([0.6]), np.array([1e-9]), np.array([4.0]), np.zeros((0, 2)), 40.0)
     assert gain[0] == pytest.approx(0.6 * math.log(10))
+
+
+def test_the_share_counts_log_seconds_and_plain_ones_alike():
+    point, nearly_certain = np.array([[0.6, 3.0]]), np.array([1e-9])
+    share = expected_share(point[:, 0], nearly_certain, point[:, 1], FRONT, 40.0)
+    grown = [
+        measure(np.vstack([FRONT, point])) / measure(FRONT) - 1
+        for measure in (lambda points: log_hypervolume(points, 40.0), lambda points: hypervolume(points, (0.0, 40.0)))
+    ]
+    assert share[0] == pytest.approx(np.mean(grown), abs=1e-7)
 
 
 @pytest.mark.parametrize("name", spaces.names())
@@ -191,3 +202,65 @@ def test_seconds_expected_follow_the_pace_that_trials_kept():
     assert study.sampler._pace(study.trials) == pytest.approx(3.0, rel=1e-5)
     assert all(3 * seconds_of(ask(study)[1]) <= 60.0 for _ in range(3))
     assert study.sampler.gain_per_hour > 0
+
+
+def rising_study(n=30):
+    """Free training rises from 0.1 to 0.8 in its second half, all else stays at 0.1."""
+    study = optuna.create_study(directions=DIRECTIONS, sampler=front_sampler())
+    for _ in range(n):
+        trial, config = ask(study)
+        curve = [0.1] * (config.epochs // 2) + [0.8 if config.training == "free" else 0.1] * (
+            config.epochs - config.epochs // 2
+        )
+        trial.set_user_attr("curve", rows(curve))
+        study.tell(trial, [curve[-1], seconds_of(config)])
+    ask(study)
+    return study
+
+
+def rows(curve):
+    return [{"adversarial_accuracy": accuracy} for accuracy in curve]
+
+
+def stop(study, training, epoch=10, label="", epochs=30):
+    """What the rule says of a trial of that training that stands at 0.1 after the epoch."""
+    config = configure(Draw(np.random.default_rng(0))).model_copy(update={"training": training, "epochs": epochs})
+    seconds = seconds_of(config)
+    done = epoch / epochs * seconds
+    return study.sampler.stop(config, label, rows([0.1] * epoch), done, seconds - done, study.get_trials())
+
+
+def test_a_trial_goes_on_where_its_kind_rose_late_and_is_stopped_where_it_did_not():
+    study = rising_study()
+    assert stop(study, "free") is None
+    assert "accuracy 0.100 after 10 of 30 epochs" in stop(study, "natural")
+
+
+def test_the_fewer_seconds_are_left_the_more_a_new_trial_must_promise():
+    study = rising_study()
+    promised = study.sampler.rate * 2.0 ** np.arange(12)
+
+    def needed(epoch):
+        for rate in promised:
+            study.sampler.rate = rate
+            if stop(study, "free", epoch):
+                return rate
+        return np.inf
+
+    assert needed(3) < needed(14)
+
+
+def test_a_published_configuration_goes_on_whatever_a_new_trial_promises():
+    study = rising_study()
+    assert stop(study, "natural") is not None
+    assert stop(study, "natural", label="Fixup 128") is None
+
+
+def test_nothing_is_stopped_before_enough_have_finished():
+    assert stop(rising_study(n=5), "natural") is None
+
+
+def test_an_earlier_study_tells_how_far_trials_rise():
+    study = study_of(front_sampler(earlier=rising_study().get_trials()), n=1)
+    ask(study)
+    assert stop(study, "natural") is not None

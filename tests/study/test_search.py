@@ -264,15 +264,15 @@ def test_a_trial_that_the_rule_ends_is_stopped_early_and_not_complete(space):
     searcher, told = new_search(study, space)
     asked = []
 
-    def rule(config, label, curve, final_seconds, trials):
-        asked.append((label, [row["epoch"] for row in curve], final_seconds))
+    def rule(config, label, curve, seconds, seconds_ahead, trials):
+        asked.append((label, [row["epoch"] for row in curve], seconds, seconds_ahead))
         return "cannot reach the front" if label == "other" else None
 
     searcher.stop_rule = rule
     for trial_id in ("t0", "t1"):
         searcher.suggest(trial_id)
         assert searcher.stops(trial_id, report(1, 0.2, 1.5, seconds_ahead=2.0)) == (trial_id == "t1")
-    assert asked == [("published", [1], 3.5), ("other", [1], 3.5)]
+    assert asked == [("published", [1], 1.5, 2.0), ("other", [1], 1.5, 2.0)]
     searcher.on_trial_complete("t1", report(1, 0.2, 1.5, done=True))
     trial = study.trials[1]
     assert (trial.state, trial.values, told) == (TrialState.PRUNED, None, [1])
