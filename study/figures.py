@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from optuna.trial import FrozenTrial, TrialState
 
 from study.importances import Importances
+from study.ladder import rungs
 from study.results import describe, flatten, front_hypervolumes, front_of, is_complete, wilson
 
 # Light colours; DARK is what the page shows in their place on a dark screen.
@@ -75,7 +76,8 @@ def front(trials: Sequence[FrozenTrial], objective: str, confirmed: pd.DataFrame
     """Adversarial accuracy over seconds (log): the front, dominated trials faint, and what did not end, apart."""
     members = front_of(trials)
     numbers = {trial.number for trial in members}
-    dominated = [trial for trial in trials if is_complete(trial) and trial.number not in numbers]
+    complete = [trial for trial in trials if is_complete(trial)]
+    dominated = [trial for trial in complete if trial.number not in numbers]
     result = figure(520)
     unfinished = [(TrialState.FAIL, "failed", "x-thin", FAILED), (TrialState.PRUNED, "stopped early", None, STOPPED)]
     for state, name, symbol, colour in unfinished:
@@ -98,7 +100,7 @@ def front(trials: Sequence[FrozenTrial], objective: str, confirmed: pd.DataFrame
     _add_complete(result, members, "Pareto front", FRONT, bars=True, opacity=1.0, mode="lines+markers", size=9)
     if confirmed is not None:
         _add_confirmed(result, confirmed)
-    _name_published(result, [trial for trial in trials if is_complete(trial) and trial.user_attrs.get("label")])
+    _name_published(result, [trial for trial in complete if trial.user_attrs.get("label")], complete)
     result.update_xaxes(type="log", title_text=f"{SECONDS[objective]} (log scale)", dtick="D2", tickformat="~g")
     return result.update_yaxes(title_text="adversarial accuracy")
 
@@ -154,8 +156,8 @@ def _add_confirmed(result: go.Figure, confirmed: pd.DataFrame) -> None:
     )
 
 
-def _name_published(result: go.Figure, trials: Sequence[FrozenTrial]) -> None:
-    """A ring and a name at each published configuration; names stand off those of their neighbours."""
+def _name_published(result: go.Figure, trials: Sequence[FrozenTrial], among: Sequence[FrozenTrial]) -> None:
+    """A ring and a name at each published configuration, the names above the points of all complete trials."""
     if not trials:
         return
     result.add_scatter(
@@ -166,19 +168,24 @@ def _name_published(result: go.Figure, trials: Sequence[FrozenTrial]) -> None:
         hoverinfo="skip",
         marker={"size": 17, "color": PUBLISHED, "symbol": "circle-open", "line": {"width": 2}},
     )
-    for i, trial in enumerate(sorted(trials, key=lambda trial: trial.values[1])):
+    lows, highs = zip(*(wilson(trial.values[0], trial.user_attrs["n_examples"]) for trial in among), strict=True)
+    for trial, rung in zip(trials, rungs([trial.values[1] for trial in trials], min(lows), max(highs)), strict=True):
+        x = math.log10(trial.values[1])
         result.add_annotation(
-            x=math.log10(trial.values[1]),
+            x=x,
             y=trial.values[0],
+            ax=x,
+            ay=rung.height,
+            axref="x",
+            ayref="y",
             text=describe(trial),
+            xanchor="left" if rung.to_the_right else "right",
             font={"color": PUBLISHED, "size": 12},
             bgcolor=PAGE,
             opacity=0.9,
             arrowcolor=PUBLISHED,
             arrowwidth=1,
             arrowhead=0,
-            ax=0,
-            ay=(46 + 20 * (i // 2)) * (1 if i % 2 else -1),
             standoff=9,
         )
 

@@ -9,6 +9,7 @@ from matplotlib.ticker import FormatStrFormatter, LogFormatter
 from optuna.trial import FrozenTrial
 
 from study.figures import FRONT, N_WITH_BARS, OTHER, PUBLISHED, SECONDS
+from study.ladder import rungs
 from study.results import describe, front_of, is_complete, wilson
 
 
@@ -32,7 +33,7 @@ def front(trials: Sequence[FrozenTrial], title: str, objective: str, attack: str
     if members:
         accuracy, seconds = zip(*(trial.values for trial in members), strict=True)
         axes.step(seconds, accuracy, where="post", color=FRONT, linewidth=1.2, alpha=0.7)
-    _name_published(axes, [trial for trial in complete if trial.user_attrs.get("label")])
+    _name_published(axes, [trial for trial in complete if trial.user_attrs.get("label")], complete)
     if complete:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
@@ -58,14 +59,21 @@ def _scatter(
     style = {"fmt": "o", "markersize": 5 if bars else 3, "elinewidth": 0.8, "color": colour, "alpha": alpha}
     seconds = [trial.values[1] for trial in trials]
     axes.errorbar(seconds, accuracy, yerr=[below, above] if bars else None, label=label, **style)
+    axes.autoscale_view()
 
 
-def _name_published(axes: Axes, trials: Sequence[FrozenTrial]) -> None:
+def _name_published(axes: Axes, trials: Sequence[FrozenTrial], among: Sequence[FrozenTrial]) -> None:
     if not trials:
         return
     accuracy, seconds = zip(*(trial.values for trial in trials), strict=True)
     ring = {"facecolors": "none", "edgecolors": PUBLISHED, "linewidths": 1.4, "zorder": 4}
     axes.scatter(seconds, accuracy, s=90, label="published configuration", **ring)
-    for trial in trials:
-        place = {"xytext": (8, -12), "textcoords": "offset points", "fontsize": 8}
-        axes.annotate(describe(trial), (trial.values[1], trial.values[0]), **place)
+    lows, highs = zip(*(wilson(trial.values[0], trial.user_attrs["n_examples"]) for trial in among), strict=True)
+    for trial, rung in zip(trials, rungs(seconds, min(lows), max(highs)), strict=True):
+        style = {"fontsize": 8, "color": PUBLISHED, "ha": "left" if rung.to_the_right else "right", "va": "center"}
+        line = {"arrowstyle": "-", "color": PUBLISHED, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 6}
+        place = (trial.values[1], rung.height)
+        axes.annotate("", (trial.values[1], trial.values[0]), place, arrowprops=line)
+        axes.update_datalim([place])  # arrows and texts do not count otherwise
+        axes.annotate(describe(trial), place, (4 if rung.to_the_right else -4, 0), textcoords="offset points", **style)
+    axes.autoscale_view()
