@@ -1,6 +1,6 @@
 """Proposes the trial whose expected gain in hypervolume per second is largest; its seconds are known before it runs.
 
-A forest predicts the adversarial accuracy of every candidate from the trials that have ended, running trials count
+A model predicts the adversarial accuracy of every candidate from the trials that have ended, running trials count
 as if they had ended as predicted, and a candidate's seconds follow from its schedule. So one of the two objectives is
 certain, and the expected gain has a closed form. The same gain tells when a running trial should make way for another.
 """
@@ -16,8 +16,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from scipy.special import ndtr
-from sklearn.ensemble import ExtraTreesRegressor
 
+from study.accuracy_models import AccuracyModel
 from study.forecast import Forecast
 from study.front import hypervolume, non_dominated
 from study.stopping import accuracies, final_accuracy
@@ -29,15 +29,10 @@ N_POOL = 256  # random candidates kept from proposal to proposal
 N_FRESH = 16  # of those, replaced each time
 N_NEAR = 64  # candidates that differ a little from a front member
 CHANGE = 0.3  # share of parameters in which they differ
-N_TREES = 32
-REFIT = 1.03  # the forest is fitted anew once so many times as many trials have ended
-LEAF = 2  # trials in a leaf of a tree
-SCALE = 0.5  # of the deviation over trees
-MAX_FITTED = 1000  # trials the forest is fitted to; see `Forest`
+REFIT = 1.03  # the models are fitted anew once so many times as many trials have ended
 BEYOND = 1.1  # where seconds stop to count, in those of the slowest candidate: it has to count itself
 COST_BESIDE = 0.1  # of the candidates' median seconds: what a trial costs besides its training
 STOP_BELOW = 0.5  # of the newest proposal's gain per second; that is the best of many, and so too hopeful
-LEAST_DEVIATION = 0.02  # of a predicted accuracy: two trainings that differ in their seed alone differ as much
 
 Seconds = Callable[[TrialConfig], float | None]
 
@@ -89,7 +84,7 @@ class Draw:
 
 
 def features(config: TrialConfig, seconds: float) -> np.ndarray:
-    """A configuration as the numbers that the forest sees; sizes, rates and seconds by their logarithm."""
+    """A configuration as the numbers that the models see; sizes, rates and seconds by their logarithm."""
     schedule = config.batch_size_schedule
     sizes = batch_sizes(schedule, config.epochs)
     n_attack_steps = {"natural": 0, "fgsm": 1, "free": config.free_replays}.get(config.training, config.pgd_steps)
@@ -118,32 +113,6 @@ def features(config: TrialConfig, seconds: float) -> np.ndarray:
         (schedule.kind, BATCH_KINDS),
     ]
     return np.array(numbers + [value == name for value, names in chosen for name in names], dtype=np.float32)
-
-
-class Forest:
-    """Accuracy from features: mean and deviation over trees that split at random.
-
-    Fitted to at most `MAX_FITTED` trials, the most accurate half of them and the newest of the others: a fit to all
-    5,000 of a long study would take longer than a proposal may.
-
-    Source: Geurts, Ernst, Wehenkel 2006, Extremely randomized trees; the deviation over trees as uncertainty is that
-    of Hutter, Hoos, Leyton-Brown 2011, Sequential model-based optimization for general algorithm configuration.
-    """
-
-    def __init__(self, x: np.ndarray, accuracies: np.ndarray, seed: int) -> None:
-        if len(x) > MAX_FITTED:
-            best = np.argsort(-accuracies)[: MAX_FITTED // 2]
-            others = np.setdiff1d(np.arange(len(x)), best)[-(MAX_FITTED - len(best)) :]
-            kept = np.concatenate([best, others])
-            x, accuracies = x[kept], accuracies[kept]
-        self.trees = ExtraTreesRegressor(N_TREES, min_samples_leaf=LEAF, max_features=0.5, random_state=seed).fit(
-            x, accuracies
-        )
-
-    def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        x = np.ascontiguousarray(x, dtype=np.float32)
-        each = np.stack([tree.tree_.predict(x)[:, 0] for tree in self.trees.estimators_])
-        return each.mean(0), np.maximum(SCALE * each.std(0), LEAST_DEVIATION)
 
 
 def expected_gain(
@@ -214,10 +183,10 @@ class FrontSampler(BaseSampler):
         configure: The configuration of a trial, from what its space suggests.
         timer: What tells the seconds of a whole training before it runs, asked once a proposal.
         seed: Of all draws.
-        n_startup: Trials that end before the forest is trusted; until then candidates are drawn at random, each as
+        n_startup: Trials that end before the model is trusted; until then candidates are drawn at random, each as
             likely as it is quick.
         max_seconds: Candidates that would take longer are not proposed.
-        earlier: Trials of an earlier study: the forest learns from them, the front does not.
+        earlier: Trials of an earlier study: the model learns from them, the front does not.
 
     After a proposal, `gain_per_hour` is the share that a device-hour of such trials is expected to add to the
     hypervolume (see `expected_share`), and `stop` says which running trials are worth less than that.
@@ -238,7 +207,7 @@ class FrontSampler(BaseSampler):
         self.fallback = RandomSampler(seed)
         self.expected_seconds: Seconds = lambda config: None
         self.pool: list[Candidate] = []
-        self.forest: Forest | None = None
+        self.model: AccuracyModel | None = None
         self.n_fitted = 0
         self.seen: dict[tuple[bool, int], np.ndarray] = {}  # features by whether it is an earlier study's, and number
         self.proposed: dict[int, Mapping[str, object]] = {}  # parameters by the trial's number
@@ -290,15 +259,15 @@ class FrontSampler(BaseSampler):
         timed = [candidate for candidate in timed if pace * candidate.seconds <= (self.max_seconds or math.inf)]
         seconds = pace * np.array([candidate.seconds for candidate in timed])
         n_ended = len(self.earlier) + sum(trial.state.is_finished() for trial in trials)
-        if self.forest is None or n_ended > REFIT * self.n_fitted:
+        if self.model is None or n_ended > REFIT * self.n_fitted:
             x, accuracies = self._learnt(trials)
             if len(x) >= self.n_startup:
-                self.forest, self.n_fitted = Forest(x, accuracies, int(self.generator.integers(2**31))), n_ended
-        if self.forest is None:
+                self.model, self.n_fitted = AccuracyModel(x, accuracies, int(self.generator.integers(2**31))), n_ended
+        if self.model is None:
             quick = 1 / seconds
             return timed[self.generator.choice(len(timed), p=quick / quick.sum())].params
-        mean, deviation = self.forest.predict(np.stack([candidate.x for candidate in timed]))
-        believed = self._believed(trials, self.forest) * (1.0, pace)
+        mean, deviation = self.model.predict(np.stack([candidate.x for candidate in timed]))
+        believed = self._believed(trials, self.model) * (1.0, pace)
         front = np.concatenate([np.array([trial.values for trial in complete]).reshape(-1, 2), believed])
         front = front[non_dominated(front)]  # the others change nothing but the time this takes
         self.slowest = BEYOND * float(seconds.max())
@@ -399,10 +368,10 @@ class FrontSampler(BaseSampler):
         ratios = [trial.values[1] / math.exp(self._features(trial)[0]) for trial in complete]
         return float(np.median(ratios)) if ratios else 1.0
 
-    def _believed(self, trials: Sequence[FrozenTrial], forest: Forest) -> np.ndarray:
+    def _believed(self, trials: Sequence[FrozenTrial], model: AccuracyModel) -> np.ndarray:
         """(k, 2) accuracy and seconds at which running trials are expected to end: the next is not to be a double."""
         running = [trial for trial in trials if trial.state is TrialState.RUNNING and "config" in trial.user_attrs]
         if not running:
             return np.zeros((0, 2))
         x = np.stack([self._features(trial) for trial in running])
-        return np.column_stack([forest.predict(x)[0], np.exp(x[:, 0])])
+        return np.column_stack([model.predict(x)[0], np.exp(x[:, 0])])

@@ -158,11 +158,16 @@ def speed_up(ours: np.ndarray, peer: np.ndarray, budgets: np.ndarray, budget: fl
 @click.option("--budgets", default="30,60,120")
 @click.option("--linear", is_flag=True, help="Accuracy x seconds instead of accuracy x log seconds.")
 @click.option("--chosen", is_flag=True, help="Count only what is on the front by observed accuracy.")
+@click.option(
+    "--ours", default="front, stopping", show_default=True, help="The search that the others are held against."
+)
 @click.option("--figure", type=Path)
-def show(paths: tuple[Path, ...], budgets: str, linear: bool, chosen: bool, figure: Path | None) -> None:
-    """Mean hypervolumes, and how much less budget `front` needs."""
+def show(paths: tuple[Path, ...], budgets: str, linear: bool, chosen: bool, ours: str, figure: Path | None) -> None:
+    """Mean hypervolumes, and how much less budget one search needs for those of the others."""
     grid, at = np.arange(1.0, 371.0), [float(text) for text in budgets.split(",")]
     found = curves(paths, grid, not linear, chosen)
+    if ours not in found:
+        raise InputError(f"ours: {nearest(ours, list(found))}")
     for method, rows in found.items():
         cells = [f"{len(rows)} seeds"]
         for budget in at:
@@ -172,9 +177,9 @@ def show(paths: tuple[Path, ...], budgets: str, linear: bool, chosen: bool, figu
                 cells.append(f"{budget:g} s: {column.mean():.2f} ± {spread:.2f}")
                 if chosen and len(paths) == 1:
                     cells[-1] += f", {dominated_share(paths[0], method, budget):.0%} of it truly dominated"
-                if method != "front":
-                    estimate, low, high = speed_up(found["front"], rows, grid, budget)
-                    cells[-1] += f", front needs 1/{estimate:.1f} ({low:.1f} to {high:.1f})"
+                if method != ours:
+                    estimate, low, high = speed_up(found[ours], rows, grid, budget)
+                    cells[-1] += f", {ours} needs 1/{estimate:.1f} ({low:.1f} to {high:.1f})"
         click.echo(f"{method}: " + "; ".join(cells))
     if figure:
         draw(found, grid, figure)

@@ -1,6 +1,6 @@
-"""The check on real trainings: same wall-clock budget, sampler `front` against plain OptunaSearch (`tpe`), on digits.
+"""The check on real trainings: same wall-clock budget, `front` with early stopping against plain OptunaSearch (TPE).
 
-    python -m benchmarks.replay.real results-folder --seconds 600 --seeds 3 --out benchmarks/results/replay/real.json
+    python -m benchmarks.replay.real results-folder --seconds 240 --seeds 3 --out benchmarks/results/replay/real.json
 
 Needs a machine to itself. Each study searches `quickstart`'s space at depth 8 until the time is up, in turn; what
 the published configurations reach counts for neither. For each seed it prints both fronts' hypervolume from the same
@@ -25,7 +25,7 @@ from study.results import PACKAGES, is_complete
 from study.sampling import log_hypervolume
 from trainables.files import write_whole
 
-SAMPLERS = ("front", "tpe")
+SEARCHES = {"front": ["--sampler", "front", "--stop-early"], "tpe": ["--sampler", "tpe"]}
 
 
 @click.command(name="real", help=__doc__)
@@ -37,12 +37,12 @@ def command(folder: Path, seconds: float, seeds: int, out: Path | None) -> None:
     rounds = []
     for seed in range(seeds):
         points, load = {}, os.getloadavg()[0]
-        for sampler in SAMPLERS:
-            name = f"{sampler}-{seed}"
-            run(folder, name, sampler, seed, seconds)
+        for search in SEARCHES:
+            name = f"{search}-{seed}"
+            run(folder, name, SEARCHES[search], seed, seconds)
             trials = storage.named(name, str(folder), None).get_trials(deepcopy=False)
             own = [trial.values for trial in trials if is_complete(trial) and not trial.user_attrs.get("label")]
-            points[sampler] = np.array(own).reshape(-1, 2)
+            points[search] = np.array(own).reshape(-1, 2)
         rounds.append({"seed": seed, "load_before": load, "of": compared(points)})
         click.echo(json.dumps(rounds[-1]["of"]))
     if out:
@@ -56,23 +56,23 @@ def command(folder: Path, seconds: float, seeds: int, out: Path | None) -> None:
 
 
 def compared(points: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Of each sampler's (n, 2) complete trials, accuracy and seconds: how many, and their hypervolumes."""
+    """Of each search's (n, 2) complete trials, accuracy and seconds: how many, and their hypervolumes."""
     slowest = 1.1 * max(each[:, 1].max(initial=0.0) for each in points.values())
     return {
-        sampler: {
-            "trials": len(each),
+        search: {
+            "complete": len(each),
             "device_seconds": float(each[:, 1].sum()),
             "best_accuracy": float(each[:, 0].max(initial=0.0)),
             "log_hypervolume": log_hypervolume(each, slowest),
             "hypervolume": hypervolume(each, (0.0, slowest)),
         }
-        for sampler, each in points.items()
+        for search, each in points.items()
     }
 
 
-def run(folder: Path, name: str, sampler: str, seed: int, seconds: float) -> None:
+def run(folder: Path, name: str, options: list[str], seed: int, seconds: float) -> None:
     words = [sys.executable, "-m", "study.pareto", "quickstart", "--name", name, "--results-dir", str(folder)]
-    words += ["--depth", "8", "--sampler", sampler, "--seed", str(seed), "--objective", "calibrated"]
+    words += ["--depth", "8", *options, "--seed", str(seed), "--objective", "calibrated"]
     words += ["--trials", "100000", "--timeout", str(seconds)]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from optuna.samplers import RandomSampler
 
-from benchmarks.replay import compare, surrogate
+from benchmarks.replay import compare, real, surrogate
 from benchmarks.replay.simulate import Asha, OptunaStudy, Repeating, World, configure, simulate
 from study.sampling import Draw
 from study.stopping import Stopping
@@ -128,3 +128,13 @@ def test_a_search_that_is_there_in_a_third_of_the_budget_has_a_speed_up_of_three
     budgets = np.arange(1.0, 61.0)
     peer = np.tile(budgets, (5, 1))
     np.testing.assert_allclose(compare.speed_up(3 * peer, peer, budgets, 30.0), 3.0)
+
+
+def test_real_searches_are_compared_from_one_reference_point():
+    points = {"front": np.array([[0.5, 2.0], [0.8, 4.0]]), "tpe": np.array([[0.5, 10.0]])}
+    of = real.compared(points)  # seconds count to 11, a tenth beyond the slowest
+    assert of["front"]["hypervolume"] == pytest.approx(0.5 * 9 + 0.3 * 7)
+    assert of["tpe"]["hypervolume"] == pytest.approx(0.5 * 1)
+    assert of["tpe"]["log_hypervolume"] == pytest.approx(0.5 * math.log(1.1))
+    assert (of["front"]["complete"], of["front"]["device_seconds"]) == (2, 6.0)
+    assert real.compared({"front": np.zeros((0, 2)), "tpe": points["tpe"]})["front"]["hypervolume"] == 0

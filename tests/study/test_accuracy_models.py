@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+
+from study import accuracy_models, spaces
+from study.accuracy_models import AccuracyModel, Forest, Process, most_telling
+from study.sampling import Draw, features
+from study.settings import StudySettings
+
+SPACE, SETTINGS = spaces.load("full"), StudySettings(name="a", space="full")
+FITTED = [lambda x, y: AccuracyModel(x, y, 0), lambda x, y: Forest(x, y, 0), Process]
+
+
+def configs(n):
+    generator = np.random.default_rng(0)
+    return [spaces.configure(SPACE, SETTINGS, Draw(generator)) for _ in range(n)]
+
+
+@pytest.mark.parametrize("fitted", FITTED)
+def test_which_recipe_is_accurate_is_learned_and_nothing_is_certain(fitted):
+    drawn = configs(300)
+    x = np.stack([features(config, 0.5 * config.epochs) for config in drawn])
+    y = np.array([0.8 if config.training == "free" else 0.2 for config in drawn])
+    mean, deviation = fitted(x[:200], y[:200]).predict(x[200:])
+    is_free = y[200:] > 0.5
+    assert mean[is_free].mean() > 0.6 > 0.35 > mean[~is_free].mean()
+    assert (deviation >= accuracy_models.LEAST_DEVIATION).all()
+
+
+def test_the_process_is_least_sure_far_from_what_it_has_seen():
+    x = np.linspace(0, 1, 20)[:, None]
+    _, (near, far) = Process(x, np.sin(3 * x[:, 0])).predict(np.array([[0.5], [3.0]]))
+    assert far > 2 * near
+
+
+def test_the_process_takes_noise_for_noise():
+    """The mean of many noisy trainings is followed, and not each of them."""
+    generator = np.random.default_rng(0)
+    x = generator.uniform(size=(200, 1))
+    y = x[:, 0] + generator.normal(0, 0.1, 200)
+    at = np.linspace(0.1, 0.9, 9)[:, None]
+    np.testing.assert_allclose(Process(x, y).predict(at)[0], at[:, 0], atol=0.06)
+
+
+@pytest.mark.parametrize("fitted", FITTED)
+def test_trials_that_are_all_alike_are_no_obstacle(fitted):
+    mean, deviation = fitted(np.ones((5, 3)), np.full(5, 0.3)).predict(np.array([[1.0, 1.0, 1.0], [2.0, 1.0, 1.0]]))
+    np.testing.assert_allclose(mean, 0.3)
+    assert np.isfinite(deviation).all()
+
+
+def test_only_so_many_trials_are_fitted_and_the_most_accurate_are_among_them(monkeypatch):
+    y = np.where(np.arange(200) == 7, 0.9, 0.1)
+    kept = most_telling(y, 20)
+    assert len(kept) == len(set(kept)) == 20 and 7 in kept
+    assert set(range(190, 200)) <= set(kept)
+    assert list(most_telling(y, 200)) == list(range(200))
