@@ -52,6 +52,9 @@ class Draw:
         self.params: dict[str, Any] = {}
         self.user_attrs: dict[str, object] = {}
 
+    def set_user_attr(self, key: str, value: object) -> None:
+        self.user_attrs[key] = value
+
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         kept = name in self.near and self.near[name] in choices and self.generator.random() > CHANGE
         return self._keep(name, self.near[name] if kept else choices[self.generator.integers(len(choices))])

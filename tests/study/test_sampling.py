@@ -109,6 +109,15 @@ def test_a_neighbour_keeps_most_of_its_parameters():
     assert 0.6 < np.mean(shares) < 0.9
 
 
+def test_a_space_may_note_something_on_its_trial():
+    def configure_and_note(trial):
+        trial.set_user_attr("note", "mine")
+        return configure(trial)
+
+    study = study_of(FrontSampler(configure_and_note, lambda study: seconds_of, seed=0), n=3)
+    assert len(study.trials) == 3
+
+
 def test_integers_are_drawn_evenly_ends_included():
     generator = np.random.default_rng(0)
     drawn = [Draw(generator).suggest_int("n", 1, 4) for _ in range(2000)]
