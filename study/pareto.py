@@ -34,7 +34,7 @@ MIN_FREE_BYTES = 100_000_000  # a few checkpoints and logs
 )
 @click.option("--attack-steps", type=int, help="PGD steps of the evaluation. [quickstart: 10]")
 @click.option("--eval-examples", type=int, help="Validation images attacked at a trial's end. [quickstart: 300]")
-@click.option("--sampler", help="front, tpe, nsga2, gp or random. [default: tpe]")
+@click.option("--sampler", help="front, tpe, nsga2, gp or random. [default: front]")
 @click.option(
     "--stop-early/--no-stop-early", default=None, help="End trials that cannot reach the front. [default: no]"
 )

@@ -35,7 +35,7 @@ class StudySettings(Frozen):
     eps: Annotated[float, Field(ge=0, le=1)] = 8 / 255  # l-inf radius, pixel units
     attack_steps: Annotated[int, Field(ge=1, le=10_000)] = 10
     eval_examples: PositiveInt = 1000
-    sampler: Sampler = "tpe"
+    sampler: Sampler = "front"
     stop_early: bool = False
     max_trial_seconds: PositiveFloat | None = None  # with sampler `front`, as the next two
     warm_start: str | None = None  # name of an earlier study
