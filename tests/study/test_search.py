@@ -9,6 +9,7 @@ from sqlalchemy.exc import OperationalError
 
 from study import search, spaces
 from study.settings import StudySettings
+from study.stopping import Stopping
 from study.storage import DIRECTIONS, n_finished
 from trainables.errors import InputError
 
@@ -422,3 +423,12 @@ def test_a_study_to_start_from_that_does_not_exist_is_one_line(space, tmp_path):
     settings = StudySettings(name="a", sampler="front", warm_start="b", results_dir=str(tmp_path), depth=8)
     with pytest.raises(InputError, match="warm_start: 'b'; accepted: none yet in"):
         search.make_sampler(settings, 0)
+
+
+@pytest.mark.parametrize("sampler,rule", [("front", "stop"), ("tpe", "Stopping"), ("random", "Stopping")])
+def test_the_sampler_that_knows_what_new_trials_promise_decides_which_make_way(sampler, rule):
+    settings = StudySettings(name="a", space="full", sampler=sampler, stop_early=True)
+    made = search.make_sampler(settings, 0)
+    chosen = search.stop_rule(settings, made)
+    assert chosen == made.stop if rule == "stop" else isinstance(chosen, Stopping)
+    assert search.stop_rule(settings.model_copy(update={"stop_early": False}), made) is None
