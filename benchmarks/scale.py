@@ -147,7 +147,7 @@ def measure(
     if sampler == "front":
         study.sampler = FrontSampler(configure, lambda study: seconds_of, seed=0)
     else:
-        study.sampler = search.make_sampler(settings, 0)
+        study.sampler = search.make_sampler(settings, 0, configure, N_IMAGES)
     ledger = Ledger()
     rows = Rows(ledger)
     told = runner.Results.told

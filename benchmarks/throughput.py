@@ -145,8 +145,7 @@ def run_study(
     settings.folder.mkdir(parents=True)
     start = time.perf_counter()
     study = storage.open_study(SoleWriter(storage.from_url(settings.storage_url)), settings.name)
-    study.sampler = search.make_sampler(settings, 0)
-    search.enqueue_baselines(study, fixed)
+    search.enqueue_baselines(study, fixed)  # all trials there are: no sampler is asked
     silent = Progress(Console(quiet=True), settings.trials, 0)
     objective = runner.resolve_objective(study, settings, resources)
     ending = runner.run(study, partial(configure, fixed, settings), settings, resources, silent, objective)

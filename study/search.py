@@ -56,16 +56,16 @@ SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
 def make_sampler(
     settings: StudySettings,
     n_existing: int,
-    configure: Callable[[optuna.Trial], TrialConfig] | None = None,
-    n_examples: int | None = None,
+    configure: Callable[[optuna.Trial], TrialConfig],
+    n_examples: int,
 ) -> BaseSampler:
     """The sampler, seeded by the study and how far it has come, so that a restart does not repeat proposals.
 
     Args:
         settings: Of the study.
         n_existing: Its trials so far.
-        configure: The configuration of a trial; `front` needs it to know seconds before a trial runs.
-        n_examples: Training images, needed as `configure` is.
+        configure: The configuration of a trial; `front` knows from it the seconds before a trial runs.
+        n_examples: Training images, on which the seconds depend too.
 
     Raises:
         InputError: If the study to start from does not exist.

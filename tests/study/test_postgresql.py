@@ -80,9 +80,9 @@ class Driver(threading.Thread):
         super().__init__(daemon=True)
         settings = StudySettings(name=name, depth=8, trials=N_TRIALS, storage=url)
         self.study = storage.open_study(SoleWriter(storage.from_url(url)), name)
-        self.study.sampler = search.make_sampler(settings, 0)
-        search.enqueue_baselines(self.study, space)
         configure = partial(spaces.configure, space, settings)
+        self.study.sampler = search.make_sampler(settings, 0, configure, 1000)
+        search.enqueue_baselines(self.study, space)
         self.told: list[int] = []
         self.searcher = search.StudySearch(self.study, configure, N_TRIALS, 2, 0, lambda number: {}, self.told.append)
         self.error: Exception | None = None

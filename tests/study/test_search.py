@@ -13,7 +13,7 @@ from study.stopping import Stopping
 from study.storage import DIRECTIONS, n_finished
 from trainables.errors import InputError
 
-SETTINGS = StudySettings(name="a", depth=8, trials=8)
+SETTINGS = StudySettings(name="a", depth=8, trials=8, sampler="tpe")
 EPOCHS = 2
 
 
@@ -30,9 +30,13 @@ def space(tmp_path):
     return spaces.load(str(path))
 
 
+def unused(trial):
+    raise AssertionError("only `front` asks for configurations")
+
+
 def new_study(storage=None, n_existing=0):
     study = optuna.create_study(directions=DIRECTIONS, storage=storage, study_name="a", load_if_exists=True)
-    study.sampler = search.make_sampler(SETTINGS, n_existing)
+    study.sampler = search.make_sampler(SETTINGS, n_existing, unused, 1000)
     return study
 
 
@@ -364,7 +368,7 @@ def test_epochs_whose_report_died_with_the_driver_are_in_the_curve(space):
 @pytest.mark.parametrize("name", sorted(search.SAMPLERS))
 def test_every_sampler_proposes_after_finished_trials(space, name):
     study = new_study()
-    study.sampler = search.make_sampler(StudySettings(name="a", sampler=name, trials=8, depth=8), 0)
+    study.sampler = search.make_sampler(StudySettings(name="a", sampler=name, trials=8, depth=8), 0, unused, 1000)
     searcher, _ = new_search(study, space, n_concurrent=1)
     for i in range(7):
         assert searcher.suggest(f"t{i}") is not None
@@ -422,13 +426,13 @@ def test_a_study_ends_once_an_hour_is_expected_to_add_less_than_it_goes_on_for(s
 def test_a_study_to_start_from_that_does_not_exist_is_one_line(space, tmp_path):
     settings = StudySettings(name="a", sampler="front", warm_start="b", results_dir=str(tmp_path), depth=8)
     with pytest.raises(InputError, match="warm_start: 'b'; accepted: none yet in"):
-        search.make_sampler(settings, 0)
+        search.make_sampler(settings, 0, unused, 1000)
 
 
 @pytest.mark.parametrize("sampler,rule", [("front", "stop"), ("tpe", "Stopping"), ("random", "Stopping")])
 def test_the_sampler_that_knows_what_new_trials_promise_decides_which_make_way(sampler, rule):
     settings = StudySettings(name="a", space="full", sampler=sampler, stop_early=True)
-    made = search.make_sampler(settings, 0)
+    made = search.make_sampler(settings, 0, unused, 1000)
     chosen = search.stop_rule(settings, made)
     assert chosen == made.stop if rule == "stop" else isinstance(chosen, Stopping)
     assert search.stop_rule(settings.model_copy(update={"stop_early": False}), made) is None
