@@ -72,7 +72,8 @@ class Cluster:
     def n_workers(self) -> int:
         """Workers that the head takes for alive."""
         nodes = self.get("nodes?view=summary").get("data", {}).get("summary", [])
-        return sum(node["raylet"].get("state") == "ALIVE" and node["ip"] != self.head.address for node in nodes)
+        alive = [node for node in nodes if node.get("raylet", {}).get("state") == "ALIVE"]
+        return sum("ip" in node and node["ip"] != self.head.address for node in alive)  # a new head learns it later
 
     def get(self, path: str, token: str = "~/.ray/auth_token") -> dict[str, object]:
         """The dashboard's answer to the laptop; much cheaper to ask for than by Ray's command line.
