@@ -36,7 +36,7 @@ MIN_FREE_BYTES = 100_000_000  # a few checkpoints and logs
 @click.option("--eval-examples", type=int, help="Validation images attacked at a trial's end. [quickstart: 300]")
 @click.option("--sampler", help="front, tpe, nsga2, gp or random. [default: front]")
 @click.option(
-    "--stop-early/--no-stop-early", default=None, help="End trials that cannot reach the front. [default: no]"
+    "--stop-early/--no-stop-early", default=None, help="End trials that promise the front too little. [default: no]"
 )
 @click.option("--max-trial-seconds", type=float, help="Sampler front: no trial that would train longer.")
 @click.option("--warm-start", metavar="NAME", help="Sampler front: learn from an earlier study beside this one.")

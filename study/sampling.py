@@ -20,7 +20,7 @@ from scipy.special import ndtr
 from study.accuracy_models import AccuracyModel
 from study.forecast import Forecast
 from study.front import hypervolume, non_dominated
-from study.stopping import accuracies, final_accuracy
+from study.stopping import RunningTrial, accuracies, final_accuracy
 from trainables.batch_schedules import batch_sizes
 from trainables.config import BATCH_KINDS, LrSchedule, Norm, Training, TrialConfig
 from trainables.errors import InputError
@@ -214,11 +214,14 @@ class FrontSampler(BaseSampler):
         self.n_fitted = 0
         self.seen: dict[tuple[bool, int], np.ndarray] = {}  # features by whether it is an earlier study's, and number
         self.proposed: dict[int, Mapping[str, object]] = {}  # parameters by the trial's number
-        self.gain_per_hour: float | None = None  # None: not known yet
-        self.rate: float | None = None  # expected share per second of the newest proposal
+        self.rate: float | None = None  # expected share per second of the newest proposal; None: not known yet
         self.slowest = 0.0  # seconds of the reference point at the newest proposal
         self.forecast: Forecast | None = None
         self.n_forecast = 0  # finished trials it was fitted to
+
+    @property
+    def gain_per_hour(self) -> float | None:
+        return None if self.rate is None else 3600 * self.rate
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}
@@ -279,36 +282,26 @@ class FrontSampler(BaseSampler):
         rates = share / (seconds + COST_BESIDE * np.median(seconds))
         has_front = any(trial.values[0] > 0 and trial.values[1] < self.slowest for trial in complete)
         self.rate = float(rates.max()) if has_front else None
-        self.gain_per_hour = 3600 * self.rate if has_front else None
         return timed[int(np.argmax(rates))].params
 
-    def stop(
-        self,
-        config: TrialConfig,
-        label: str,
-        curve: Sequence[dict[str, object]],
-        seconds: float,
-        seconds_ahead: float,
-        trials: Sequence[FrozenTrial],
-    ) -> str | None:
+    def stop(self, running: RunningTrial, trials: Sequence[FrozenTrial]) -> str | None:
         """A stop rule as `study.stopping.Stopping`: ends a trial whose remaining seconds are better spent on a new one.
 
         What the trial is expected to add to the front by its end, per second that it still takes, is held against what
         the newest proposal was expected to add per second of its own.
         """
-        rows, expected = [row["adversarial_accuracy"] for row in curve], self.expected_seconds(config)
-        if label or self.rate is None or expected is None or not self._can_forecast(trials):
+        config, curve, expected = running.config, running.accuracies, self.expected_seconds(running.config)
+        if running.label or self.rate is None or expected is None or not self._can_forecast(trials):
             return None
-        whole = seconds + seconds_ahead
-        mean, deviation = self.forecast.final(features(config, expected), rows, len(rows) / config.epochs)
+        mean, deviation = self.forecast.final(features(config, expected), curve, running.fraction)
         front = np.array([trial.values for trial in trials if trial.state is TrialState.COMPLETE])
         front = front[non_dominated(front)]
-        slowest = max(self.slowest, BEYOND * whole)
-        share = expected_share(np.array([mean]), np.array([deviation]), np.array([whole]), front, slowest)[0]
-        if share >= STOP_BELOW * self.rate * seconds_ahead:
+        slowest = max(self.slowest, BEYOND * running.final_seconds)
+        at_end = [np.array([value]) for value in (mean, deviation, running.final_seconds)]
+        if expected_share(*at_end, front, slowest)[0] >= STOP_BELOW * self.rate * running.seconds_ahead:
             return None
         return (
-            f"accuracy {rows[-1]:.3f} after {len(rows)} of {config.epochs} epochs, {mean:.3f} ± {deviation:.3f} "
+            f"accuracy {curve[-1]:.3f} after {len(curve)} of {config.epochs} epochs, {mean:.3f} ± {deviation:.3f} "
             "expected at the end: a new trial promises to add more to the front in the seconds left"
         )
 

@@ -26,7 +26,7 @@ from study.results import describe
 from study.sampling import FrontSampler
 from study.settings import Objective, StudySettings
 from study.spaces import Space
-from study.stopping import Stopping
+from study.stopping import RunningTrial, Stopping
 from study.storage import OBJECTIVES, n_finished
 from trainables.config import Probe, TrialConfig
 
@@ -111,9 +111,8 @@ STORAGE_PATIENCE = 300.0  # seconds that a storage may stay locked or unreachabl
 RETRY_SECONDS = 0.5
 NO_ROOM = ("disk is full", "No space left", "disk full")
 
-# The configuration and label of a running trial, its curve, its objective seconds so far and those ahead of it,
-# and all trials of the study; returns why it should end now, or None.
-StopRule = Callable[[TrialConfig, str, list[dict[str, object]], float, float, Sequence[FrozenTrial]], str | None]
+# A running trial and all trials of the study; returns why it should end now, or None.
+StopRule = Callable[[RunningTrial, Sequence[FrozenTrial]], str | None]
 
 
 def stop_rule(settings: StudySettings, sampler: BaseSampler) -> StopRule | None:
@@ -298,7 +297,8 @@ class StudySearch(Searcher):
             return False
         self._extend_curve(trial_id, result)
         label = self.running[trial_id].user_attrs.get("label", "")
-        reason = self.stop_rule(self.configs[trial_id], label, self.curves[trial_id], so_far, ahead, trials)
+        running = RunningTrial(self.configs[trial_id], label, self.curves[trial_id], so_far, ahead)
+        reason = self.stop_rule(running, trials)
         if reason:
             self.stopped[trial_id] = f"stopped early: {reason}"
         return bool(reason)

@@ -13,6 +13,38 @@ Curve = Sequence[float]  # adversarial accuracy after each epoch; the last is th
 
 
 @dataclass(frozen=True)
+class RunningTrial:
+    """A trial after an epoch, as a stop rule sees it.
+
+    Args:
+        config: Its configuration.
+        label: Of a published configuration, else empty.
+        curve: A row for each epoch so far.
+        seconds: The objective's so far.
+        seconds_ahead: Those that the rest of the schedule will take.
+    """
+
+    config: TrialConfig
+    label: str
+    curve: Sequence[dict[str, object]]
+    seconds: float
+    seconds_ahead: float
+
+    @property
+    def accuracies(self) -> list[float]:
+        return [row["adversarial_accuracy"] for row in self.curve]
+
+    @property
+    def fraction(self) -> float:
+        """Of the schedule that is over."""
+        return len(self.curve) / self.config.epochs
+
+    @property
+    def final_seconds(self) -> float:
+        return self.seconds + self.seconds_ahead
+
+
+@dataclass(frozen=True)
 class Stopping:
     """Stops a trial that, as far as finished curves rose, will end no more accurate than a quicker front member.
 
@@ -28,41 +60,29 @@ class Stopping:
     quantile: float = 1.0  # at 0.9 the search loses more than it saves: docs/search.md
     n_needed: int = 10
 
-    def __call__(
-        self,
-        config: TrialConfig,
-        label: str,
-        curve: Sequence[dict[str, object]],
-        seconds: float,
-        seconds_ahead: float,
-        trials: Sequence[FrozenTrial],
-    ) -> str | None:
+    def __call__(self, running: RunningTrial, trials: Sequence[FrozenTrial]) -> str | None:
         """Why the trial should end now, in one line; None: it goes on.
 
         Args:
-            config: Of the trial.
-            label: Of a published configuration, else empty.
-            curve: A row for each epoch so far.
-            seconds: The objective's so far.
-            seconds_ahead: Those that the rest of the schedule will take.
+            running: Whether it may go on.
             trials: Of the study; those that completed, with their curves, are learned from.
         """
-        if label:
+        if running.label:
             return None
         finished = [trial for trial in trials if trial.state is TrialState.COMPLETE]
         if len(finished) < self.n_needed:
             return None
-        quicker = [trial.values[0] for trial in finished if trial.values[1] <= seconds + seconds_ahead]
+        quicker = [trial.values[0] for trial in finished if trial.values[1] <= running.final_seconds]
         best = max(quicker, default=-math.inf)
-        accuracy, fraction = curve[-1]["adversarial_accuracy"], len(curve) / config.epochs
+        accuracy = running.accuracies[-1]
         if accuracy >= best:
             return None
-        most = accuracy + float(np.quantile(rises(map(accuracies, finished), fraction), self.quantile))
+        most = accuracy + float(np.quantile(rises(map(accuracies, finished), running.fraction), self.quantile))
         if most >= best:
             return None
         return (
-            f"accuracy {accuracy:.3f} after {len(curve)} of {config.epochs} epochs, {most:.3f} expected at most, "
-            f"and the front has {best:.3f} in less time"
+            f"accuracy {accuracy:.3f} after {len(running.curve)} of {running.config.epochs} epochs, "
+            f"{most:.3f} expected at most, and the front has {best:.3f} in less time"
         )
 
 

@@ -155,7 +155,7 @@ def speed_up(ours: np.ndarray, peer: np.ndarray, budgets: np.ndarray, budget: fl
 
 
 @command.command()
-@click.argument("paths", nargs=-1, type=Path)
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--budgets", default="30,60,120")
 @click.option("--linear", is_flag=True, help="Accuracy x seconds instead of accuracy x log seconds.")
 @click.option("--chosen", is_flag=True, help="Count only what is on the front by observed accuracy.")

@@ -3,7 +3,9 @@
 python -m benchmarks.replay.cost
 """
 
+import sys
 import time
+from collections.abc import Sequence
 
 import click
 import numpy as np
@@ -12,8 +14,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from benchmarks.replay import surrogate
 from benchmarks.replay.simulate import World, configure, rows
+from study import cli
 from study.sampling import Draw, FrontSampler
-from study.stopping import Stopping
+from study.stopping import RunningTrial, Stopping
 from study.storage import DIRECTIONS
 
 
@@ -34,9 +37,9 @@ def finished(world: World, n: int) -> list[FrozenTrial]:
     return trials
 
 
-@click.command()
+@click.command(name="cost", help=__doc__)
 @click.option("--proposals", default=30)
-def main(proposals: int) -> None:
+def command(proposals: int) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     world = World(surrogate.load())
     trials = finished(world, 5000)
@@ -55,17 +58,21 @@ def main(proposals: int) -> None:
         start = time.process_time()
         sampler.propose(trials[:n])
         fit = time.process_time() - start
-        decided = []
+        decided, running = [], RunningTrial(configure(Draw(np.random.default_rng(1))), "", rows([0.0]), 1.0, 9.0)
         for rule in (Stopping(), sampler.stop, sampler.stop):  # the last with a forecast at hand
             start = time.process_time()
-            rule(configure(Draw(np.random.default_rng(1))), "", rows([0.0]), 1.0, 9.0, trials[:n])
+            rule(running, trials[:n])
             decided.append(time.process_time() - start)
         click.echo(
-            f"{n} finished: {1000 * np.median(taken):.0f} ms a proposal, {1000 * fit:.0f} ms with a new forest; "
+            f"{n} finished: {1000 * np.median(taken):.0f} ms a proposal, {1000 * fit:.0f} ms with new models; "
             f"a stopping decision {1000 * decided[0]:.1f} ms, of `front` {1000 * decided[2]:.1f} ms, "
             f"{1000 * decided[1]:.0f} ms with a new forecast (CPU time)"
         )
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(command, argv, package="benchmarks.replay")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """The check on real trainings: same wall-clock budget, `front` with early stopping against plain OptunaSearch (TPE).
 
-    python -m benchmarks.replay.real results-folder --seconds 240 --seeds 3 --out benchmarks/results/replay/real.json
+    python -m benchmarks.replay.real results-folder --seconds 150 --seeds 3 --out benchmarks/results/replay/real.json
 
 Needs a machine to itself. Each study searches `quickstart`'s space at depth 8 until the time is up, in turn; what
 the published configurations reach counts for neither. For each seed it prints both fronts' hypervolume from the same
@@ -30,7 +30,7 @@ SEARCHES = {"front": ["--sampler", "front", "--stop-early"], "tpe": ["--sampler"
 
 @click.command(name="real", help=__doc__)
 @click.argument("folder", type=Path)
-@click.option("--seconds", default=600.0, help="Of each study.")
+@click.option("--seconds", default=150.0, help="Of each study.")
 @click.option("--seeds", default=3)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
 def command(folder: Path, seconds: float, seeds: int, out: Path | None) -> None:

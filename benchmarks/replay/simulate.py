@@ -20,6 +20,7 @@ from benchmarks.replay.surrogate import Surrogate
 from study import spaces
 from study.front import non_dominated
 from study.search import StopRule
+from study.stopping import RunningTrial
 from study.storage import DIRECTIONS
 from trainables.config import TrialConfig
 
@@ -156,7 +157,7 @@ class OptunaStudy:
         config = self.trials[number][1]
         trials = self.study.get_trials(deepcopy=False)
         ahead = max(self.known_seconds(config) - seconds, 0.0)
-        return bool(self.stop_rule(config, "", rows(curve), seconds, ahead, trials))
+        return bool(self.stop_rule(RunningTrial(config, "", rows(curve), seconds, ahead), trials))
 
     def end(self, number: int, curve: Sequence[float], seconds: float, complete: bool) -> None:
         trial, config = self.trials.pop(number)

@@ -269,9 +269,9 @@ def test_a_trial_that_the_rule_ends_is_stopped_early_and_not_complete(space):
     searcher, told = new_search(study, space)
     asked = []
 
-    def rule(config, label, curve, seconds, seconds_ahead, trials):
-        asked.append((label, [row["epoch"] for row in curve], seconds, seconds_ahead))
-        return "cannot reach the front" if label == "other" else None
+    def rule(running, trials):
+        asked.append((running.label, [row["epoch"] for row in running.curve], running.seconds, running.seconds_ahead))
+        return "cannot reach the front" if running.label == "other" else None
 
     searcher.stop_rule = rule
     for trial_id in ("t0", "t1"):

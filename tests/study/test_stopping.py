@@ -2,7 +2,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from study.stopping import Stopping, final_accuracy, rises
+from study.stopping import RunningTrial, Stopping, final_accuracy, rises
 from trainables.config import TrialConfig
 
 CONFIG = TrialConfig(epochs=10)
@@ -33,36 +33,38 @@ def test_rises_are_counted_from_the_same_fraction_of_each_schedule():
 def test_a_trial_is_stopped_where_no_finished_one_rose_as_far_as_it_must():
     # The best member within 30 s has 0.65; the largest rise from half is 0.55.
     rule = Stopping(quantile=1.0)
-    assert rule(CONFIG, "", rows(*[0.05] * 5), 1.0, 29.0, FINISHED) is not None
-    assert rule(CONFIG, "", rows(*[0.15] * 5), 1.0, 29.0, FINISHED) is None
+    assert rule(RunningTrial(CONFIG, "", rows(*[0.05] * 5), 1.0, 29.0), FINISHED) is not None
+    assert rule(RunningTrial(CONFIG, "", rows(*[0.15] * 5), 1.0, 29.0), FINISHED) is None
 
 
 def test_the_reason_names_what_decided():
-    reason = Stopping(quantile=1.0)(CONFIG, "", rows(*[0.05] * 5), 1.0, 29.0, FINISHED)
+    reason = Stopping(quantile=1.0)(RunningTrial(CONFIG, "", rows(*[0.05] * 5), 1.0, 29.0), FINISHED)
     assert reason == (
         "accuracy 0.050 after 5 of 10 epochs, 0.600 expected at most, and the front has 0.650 in less time"
     )
 
 
 def test_a_trial_quicker_than_every_front_member_goes_on():
-    assert Stopping()(CONFIG, "", rows(*[0.0] * 9), 1.0, 8.9, FINISHED) is None
+    assert Stopping()(RunningTrial(CONFIG, "", rows(*[0.0] * 9), 1.0, 8.9), FINISHED) is None
 
 
 def test_a_published_configuration_is_never_stopped():
     hopeless = rows(*[0.0] * 9)
-    assert Stopping()(CONFIG, "", hopeless, 1.0, 98.0, FINISHED) is not None
-    assert Stopping()(CONFIG, "Fixup 8→128", hopeless, 1.0, 98.0, FINISHED) is None
+    assert Stopping()(RunningTrial(CONFIG, "", hopeless, 1.0, 98.0), FINISHED) is not None
+    assert Stopping()(RunningTrial(CONFIG, "Fixup 8→128", hopeless, 1.0, 98.0), FINISHED) is None
 
 
 def test_nothing_is_stopped_before_enough_trials_have_finished():
     others = [trial([0.9] * 10, state=TrialState.PRUNED) for _ in range(20)]
-    assert Stopping(n_needed=11)(CONFIG, "", rows(0.0), 1.0, 98.0, FINISHED + others) is None
+    assert Stopping(n_needed=11)(RunningTrial(CONFIG, "", rows(0.0), 1.0, 98.0), FINISHED + others) is None
 
 
 def test_trials_that_did_not_complete_say_nothing_about_rises_or_the_front():
     failed = [trial([0.0] * 9 + [1.0], state=TrialState.FAIL) for _ in range(50)]
     curve = rows(*[0.05] * 5)
-    said = [Stopping(1.0)(CONFIG, "", curve, 1.0, 29.0, trials) for trials in (FINISHED, failed + FINISHED)]
+    said = [
+        Stopping(1.0)(RunningTrial(CONFIG, "", curve, 1.0, 29.0), trials) for trials in (FINISHED, failed + FINISHED)
+    ]
     assert said[0] == said[1]
 
 
