@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from study import examples, figures, importances, picture
 from study.front import probability_by_examples
-from study.results import describe, eps_text, front_hypervolume, front_of, gain_per_hour, is_complete, wilson
+from study.results import describe, eps_text, front_hypervolume, front_of, gain_per_hour, is_complete, percent, wilson
 from study.storage import FINISHED
 from trainables.files import write_whole
 
@@ -47,7 +47,7 @@ def title(trials: Sequence[FrozenTrial], settings: Row) -> str:
 def page(trials: Sequence[FrozenTrial], settings: Row, objective: str, folder: Path) -> str:
     """The page, with all it needs inside: figures as JSON, plotly's script, images as data URIs."""
     confirmed, gates = confirmation(folder)
-    found = importances.evaluate(trials)
+    found, gain = importances.evaluate(trials), gain_per_hour(trials)
     try:
         shown, why_no_examples = examples.make(trials, settings, folder), ""
     except examples.Unavailable as reason:
@@ -67,7 +67,7 @@ def page(trials: Sequence[FrozenTrial], settings: Row, objective: str, folder: P
         n_ended=sum(trial.state in FINISHED for trial in trials),
         members=member_rows(trials),
         hypervolume=front_hypervolume(trials),
-        gain=gain_per_hour(trials),
+        gain=None if gain is None else percent(gain),
         device_hours=sum(map(figures.device_seconds, figures.ended(trials))) / 3600,
         n_with_bars=figures.N_WITH_BARS,
         charts=charts(trials, objective, found, confirmed),

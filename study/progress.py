@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from study.results import describe, front_hypervolume, front_of, gain_per_hour, wilson
+from study.results import describe, front_hypervolume, front_of, gain_per_hour, percent, wilson
 
 HEARTBEAT = 30.0  # seconds between plain lines when no trial ends
 
@@ -57,7 +57,7 @@ class Snapshot:
             f"{self.done}/{self.target} done, {self.running} running, {self.failed} failed"
             f"{f', {self.stopped} stopped early' if self.stopped else ''}; "
             f"front {len(front_of(self.trials))}, hypervolume {front_hypervolume(self.trials):.3g}"
-            f"{'' if gain is None else f', a device-hour adds about {100 * gain:.3g} %'}; "
+            f"{'' if gain is None else f', a device-hour adds about {percent(gain)}'}; "
             f"elapsed {clock(self.elapsed)}, left {'?' if left is None else 'about ' + clock(left)}"
         )
 

@@ -60,12 +60,17 @@ def front_hypervolume(trials: list[FrozenTrial]) -> float:
 
 
 def gain_per_hour(trials: list[FrozenTrial]) -> float | None:
-    """Share of the hypervolume (accuracy x log seconds) that a device-hour more is expected to add.
+    """Share of the hypervolume that a device-hour more is expected to add, as `study.sampling.expected_share` has it.
 
     As it was when the newest trial was proposed; None where the sampler does not tell.
     """
     told = [trial for trial in trials if "expected_gain_per_hour" in trial.user_attrs]
     return told[-1].user_attrs["expected_gain_per_hour"] if told else None
+
+
+def percent(share: float) -> str:
+    """Three digits, written out."""
+    return f"{float(f'{100 * share:.3g}'):,g} %"
 
 
 def eps_text(eps: float) -> str:

@@ -181,28 +181,35 @@ def show(paths: tuple[Path, ...], budgets: str, linear: bool, chosen: bool, ours
                     cells[-1] += f", {ours} needs 1/{estimate:.1f} ({low:.1f} to {high:.1f})"
         click.echo(f"{method}: " + "; ".join(cells))
     if figure:
-        draw(found, grid, figure)
+        draw(paths, grid, figure)
 
 
-def draw(found: Curves, grid: np.ndarray, path: Path) -> None:
-    """Mean and 95 % interval over seeds against device-seconds."""
+def draw(paths: Sequence[Path], grid: np.ndarray, path: Path) -> None:
+    """Mean and 95 % interval over seeds against device-seconds, by log seconds and by plain ones.
+
+    A dashed line is what all runs reached together: no search of this space could have much more.
+    """
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = picture.subplots()
-    for method in [name for name in DRAWN if name in found]:
-        rows = found[method]
-        mean, error = rows.mean(0), 1.96 * rows.std(0, ddof=1) / np.sqrt(len(rows))
-        axes.plot(grid, mean, label=f"{method} ({len(rows)} seeds)")
-        axes.fill_between(grid, mean - error, mean + error, alpha=0.15)
-    axes.set(
-        xscale="log",
-        xlim=(5, 120),
-        ylim=(0, None),
-        xlabel="device-seconds",
-        ylabel="hypervolume, accuracy x log seconds",
-    )
-    axes.grid(alpha=0.3)
+    picture = Figure(figsize=(9, 8.5), layout="constrained")
+    ended = np.concatenate([np.array(run["completed"]).reshape(-1, 4) for path in paths for run in runs(path)])
+    for axes, log in zip(picture.subplots(2, sharex=True), (True, False), strict=True):
+        found = curves(paths, grid, log)
+        for method in [name for name in DRAWN if name in found]:
+            rows = found[method]
+            mean, error = rows.mean(0), 1.96 * rows.std(0, ddof=1) / np.sqrt(len(rows))
+            axes.plot(grid, mean, label=f"{method} ({len(rows)} seeds)" if log else None)
+            axes.fill_between(grid, mean - error, mean + error, alpha=0.15)
+        together = volume(ended, np.inf, log)
+        axes.axhline(together, color="gray", linestyle="dashed", label="all runs together" if log else None)
+        axes.set(
+            xscale="log",
+            xlim=(5, 120),
+            ylim=(0, None),
+            ylabel=f"hypervolume, accuracy x {'log ' if log else ''}seconds",
+        )
+        axes.grid(alpha=0.3)
+    axes.set_xlabel("device-seconds")
     picture.legend(loc="outside right upper")
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(path, dpi=120)

@@ -22,14 +22,14 @@ EPOCHS = 8
 N_TRIALS = 8
 STUDY_SECONDS = 1800  # no study of this size takes as long, however often it is killed, and however busy the machine
 
-SPACE = f"""
-BASELINES = {{"published": {{"batch_size_schedule.size": 16, "lr_batch_ratio": 1e-3}}}}
-DEFAULTS = {{"dataset": "digits", "eps": 0.1, "depth": 8, "attack_steps": 2, "eval_examples": 64}}
+SPACE = """
+BASELINES = {"published": {"batch_size_schedule.size": 16, "lr_batch_ratio": 1e-3}}
+DEFAULTS = {"dataset": "digits", "eps": 0.1, "depth": 8, "attack_steps": 2, "eval_examples": 64}
 
 def space(trial):
     trial.suggest_categorical("batch_size_schedule.size", [16, 32])
     trial.suggest_float("lr_batch_ratio", 1e-4, 1e-3, log=True)
-    return {{"batch_size_schedule.kind": "constant", "epochs": {EPOCHS}}}
+    return {"batch_size_schedule.kind": "constant", "epochs": EPOCHS}
 """
 
 
@@ -122,10 +122,10 @@ class Report:
 
 
 def start_driver(
-    folder: Path, name: str, faults: dict[str, str], *options: str, sqlite_timeout: float = 60
+    folder: Path, name: str, faults: dict[str, str], *options: str, epochs: int = EPOCHS, sqlite_timeout: float = 60
 ) -> subprocess.Popen:
     space = folder / "space.py"
-    space.write_text(SPACE)
+    space.write_text(SPACE.replace("EPOCHS", str(epochs)))
     log = str(folder / f"{name}.log")
     faulty = {"log": log, "trials": faults, "sqlite_timeout": sqlite_timeout}
     environment = os.environ | {"FAULTS": json.dumps(faulty)}

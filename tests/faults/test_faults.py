@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import time
 from contextlib import closing
+from functools import partial
 
 import psutil
 import pytest
@@ -16,9 +17,12 @@ from tests.faults.invariants import open_study
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
+EPOCHS = 4
+start = partial(campaign.start_driver, epochs=EPOCHS)
+
 
 def test_a_driver_whose_last_node_is_killed_says_so_and_the_same_command_goes_on(tmp_path):
-    driver = campaign.start_driver(tmp_path, "alone", {})
+    driver = start(tmp_path, "alone", {})
     process = psutil.Process(driver.pid)
     campaign.wait_for_workers(process, driver)
     # Workers can outlive the raylet for a while and finish the study: they go with it.
@@ -26,13 +30,13 @@ def test_a_driver_whose_last_node_is_killed_says_so_and_the_same_command_goes_on
     campaign.strike("workers", process, random.Random(0))
     assert driver.wait(timeout=90) == 1
     assert "error: Ray has lost its last node" in (tmp_path / "alone.out").read_text()
-    assert campaign.start_driver(tmp_path, "alone", {}).wait(timeout=300) == 0
-    campaign.check(tmp_path / "alone", campaign.N_TRIALS, campaign.EPOCHS, tmp_path / "alone.log")
+    assert start(tmp_path, "alone", {}).wait(timeout=300) == 0
+    campaign.check(tmp_path / "alone", campaign.N_TRIALS, EPOCHS, tmp_path / "alone.log")
 
 
 def test_a_trial_that_fails_by_itself_fails_once_with_its_reason_and_the_others_go_on(tmp_path):
     faults = {"1": "raise", "2": "nan", "3": "inf", "4": "memory", "5": "die"}
-    driver = campaign.start_driver(tmp_path, "faulty", faults, "--retries", "1")
+    driver = start(tmp_path, "faulty", faults, "--retries", "1")
     assert driver.wait(timeout=480) == 0, (tmp_path / "faulty.out").read_text()
     trials = open_study(tmp_path / "faulty").trials
     assert [trial.state for trial in trials[1:6]] == [TrialState.FAIL] * 5
@@ -44,16 +48,16 @@ def test_a_trial_that_fails_by_itself_fails_once_with_its_reason_and_the_others_
     assert reasons[5] == "machine: worker or node lost, 2 times"
     opened = [line.split()[0] for line in (tmp_path / "faulty.log").read_text().splitlines() if " open " in line]
     assert [opened.count(number) for number in "12345"] == [1, 1, 1, 1, 2]  # only the machine's failure is retried
-    campaign.check(tmp_path / "faulty", campaign.N_TRIALS, campaign.EPOCHS, tmp_path / "faulty.log")
+    campaign.check(tmp_path / "faulty", campaign.N_TRIALS, EPOCHS, tmp_path / "faulty.log")
 
 
 def test_a_trial_that_hangs_is_ended_and_goes_on_until_its_retries_are_used_up(tmp_path):
-    driver = campaign.start_driver(tmp_path, "hung", {"1": "hang"}, "--retries", "1", "--epoch-timeout", "15")
+    driver = start(tmp_path, "hung", {"1": "hang"}, "--retries", "1", "--epoch-timeout", "15")
     assert driver.wait(timeout=480) == 0, (tmp_path / "hung.out").read_text()
     trials = open_study(tmp_path / "hung").trials
     assert trials[1].user_attrs["reason"] == "machine: hung, no epoch ended within 15 s, 2 times"
     assert [trial.state for trial in trials].count(TrialState.COMPLETE) == campaign.N_TRIALS - 1
-    campaign.check(tmp_path / "hung", campaign.N_TRIALS, campaign.EPOCHS, tmp_path / "hung.log")
+    campaign.check(tmp_path / "hung", campaign.N_TRIALS, EPOCHS, tmp_path / "hung.log")
 
 
 @pytest.fixture
@@ -82,36 +86,36 @@ def fill(disk):
 
 
 def test_a_full_disk_ends_the_study_with_one_line_and_it_goes_on_once_there_is_room(small_disk):
-    driver = campaign.start_driver(small_disk, "full", {})
+    driver = start(small_disk, "full", {})
     wait_for_epochs(small_disk / "full.log", 6)
     fill(small_disk)
     assert driver.wait(timeout=300) == 1
     (small_disk / "filler").unlink()
     said = (small_disk / "full.out").read_text()
     assert "Traceback" not in said
-    assert campaign.start_driver(small_disk, "full", {}).wait(timeout=480) == 0, (small_disk / "full.out").read_text()
-    campaign.check(small_disk / "full", campaign.N_TRIALS, campaign.EPOCHS, small_disk / "full.log")
+    assert start(small_disk, "full", {}).wait(timeout=480) == 0, (small_disk / "full.out").read_text()
+    campaign.check(small_disk / "full", campaign.N_TRIALS, EPOCHS, small_disk / "full.log")
 
 
 def test_a_storage_locked_for_longer_than_it_waits_loses_nothing(tmp_path):
-    driver = campaign.start_driver(tmp_path, "locked", {}, sqlite_timeout=0.5)
+    driver = start(tmp_path, "locked", {}, sqlite_timeout=0.5)
     log = tmp_path / "locked.log"
-    for n in (4, 12, 20, 28):
+    for n in (4, 9, 14, 19):
         wait_for_epochs(log, n)
         with closing(sqlite3.connect(tmp_path / "locked" / "study.db", timeout=60)) as other:
             other.execute("BEGIN EXCLUSIVE")
             time.sleep(4)
     assert driver.wait(timeout=480) == 0, (tmp_path / "locked.out").read_text()
-    account = campaign.check(tmp_path / "locked", campaign.N_TRIALS, campaign.EPOCHS, log)
+    account = campaign.check(tmp_path / "locked", campaign.N_TRIALS, EPOCHS, log)
     assert (account.complete, account.interruptions, account.epochs_redone) == (campaign.N_TRIALS, 0, 0)
 
 
 def test_a_storage_that_cannot_be_written_is_one_line_and_changes_nothing(tmp_path):
-    assert campaign.start_driver(tmp_path, "kept", {}, "--trials", "2").wait(timeout=300) == 0
+    assert start(tmp_path, "kept", {}, "--trials", "2").wait(timeout=300) == 0
     database = tmp_path / "kept" / "study.db"
     before = database.read_bytes()
     url = f"sqlite:///file:{database}?mode=ro&uri=true"
-    driver = campaign.start_driver(tmp_path, "kept", {}, "--storage", url)
+    driver = start(tmp_path, "kept", {}, "--storage", url)
     assert driver.wait(timeout=60) == 1
     said = (tmp_path / "kept.out").read_text().splitlines()[-1]
     assert said.startswith("error: storage: ") and "readonly" in said

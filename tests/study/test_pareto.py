@@ -133,7 +133,7 @@ class TestFinishedStudy:
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path):
-    command = [sys.executable, "-m", "study.pareto", write_space(tmp_path, epochs=25), "--trials", "4", *TINY]
+    command = [sys.executable, "-m", "study.pareto", write_space(tmp_path, epochs=12), "--trials", "3", *TINY]
     command += ["--results-dir", str(tmp_path), "--concurrent", "1"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
@@ -152,9 +152,9 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path):
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     study = open_study(tmp_path, "mine")
-    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 4
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
     curve = study.trials[1].user_attrs["curve"]
-    assert [row["epoch"] for row in curve] == list(range(1, 26))
+    assert [row["epoch"] for row in curve] == list(range(1, 13))
     assert curve[: len(first_rows)] == first_rows  # nothing that was reported is redone
 
 

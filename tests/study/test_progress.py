@@ -28,9 +28,9 @@ def test_a_snapshot_counts_trials_by_state():
 def test_a_line_says_what_a_device_hour_more_would_add_where_the_sampler_knows():
     assert "device-hour" not in Snapshot(trials(*STATES), 10, 60.0, 0).line()
     study = optuna.create_study(directions=DIRECTIONS)
-    for gain in (3.0, 0.125):
+    for gain, text in ((25.914, "2,590"), (0.125, "12.5"), (0.000125, "0.0125")):
         study.ask().set_user_attr("expected_gain_per_hour", gain)
-    assert ", a device-hour adds about 12.5 %; elapsed" in Snapshot(study.trials, 10, 60.0, 0).line()
+        assert f", a device-hour adds about {text} %; elapsed" in Snapshot(study.trials, 10, 60.0, 0).line()
 
 
 def test_the_time_left_follows_this_runs_pace():
