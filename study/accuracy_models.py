@@ -1,5 +1,7 @@
 """What accuracy a configuration will reach, learned from the trials that have ended: two models of different kinds."""
 
+import math
+
 import numpy as np
 from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -7,8 +9,8 @@ from sklearn.gaussian_process.kernels import Matern
 
 N_TREES = 32
 LEAF = 2  # trials in a leaf of a tree
-SCALE = 0.5  # of the deviation over trees, and of the process's own
 FOREST_TRIALS, PROCESS_TRIALS = 1000, 300  # at most; see `most_telling`
+CHOICE_TRIALS = 100  # of the process's, those by which length and noise are chosen: sixteen fits
 LENGTHS = (0.5, 1.0, 2.0, 4.0)  # in standard deviations of the features, times the root of their number
 NOISES = (0.01, 0.05, 0.2, 0.6)  # shares of the accuracies' variance
 LEAST_DEVIATION = 0.02  # of a predicted accuracy: two trainings that differ in their seed alone differ as much
@@ -30,9 +32,9 @@ class AccuracyModel:
         self.models = [Forest(x, accuracies, seed), Process(x, accuracies)]
 
     def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the accuracy of (n, d) configurations."""
+        """Mean and standard deviation of the accuracy of (n, d) configurations: one model or the other is right."""
         means, deviations = zip(*(model.predict(x) for model in self.models), strict=True)
-        return np.mean(means, 0), np.sqrt(np.mean(np.square(deviations), 0))
+        return np.mean(means, 0), np.sqrt(np.mean(np.square(deviations), 0) + np.var(means, 0))
 
 
 class Forest:
@@ -50,7 +52,7 @@ class Forest:
     def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x = np.ascontiguousarray(x, dtype=np.float32)
         each = np.stack([tree.tree_.predict(x)[:, 0] for tree in self.trees.estimators_])
-        return each.mean(0), np.maximum(SCALE * each.std(0), LEAST_DEVIATION)
+        return each.mean(0), np.maximum(each.std(0), LEAST_DEVIATION)
 
 
 class Process:
@@ -66,16 +68,18 @@ class Process:
             for length in LENGTHS
             for noise in NOISES
         ]
+        x, y = self._scaled(x), accuracies[kept]
+        some = slice(None, None, math.ceil(len(x) / CHOICE_TRIALS))
         for fit in fits:
-            fit.fit(self._scaled(x), accuracies[kept])
-        self.process = max(fits, key=lambda fit: fit.log_marginal_likelihood_value_)
+            fit.fit(x[some], y[some])
+        self.process = max(fits, key=lambda fit: fit.log_marginal_likelihood_value_).fit(x, y)
 
     def _scaled(self, x: np.ndarray) -> np.ndarray:
         return (x - self.mean) / self.scale
 
     def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         mean, deviation = self.process.predict(self._scaled(x), return_std=True)
-        return mean, np.maximum(SCALE * deviation, LEAST_DEVIATION)
+        return mean, np.maximum(deviation, LEAST_DEVIATION)
 
 
 def most_telling(accuracies: np.ndarray, n: int) -> np.ndarray:

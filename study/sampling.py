@@ -186,8 +186,8 @@ class FrontSampler(BaseSampler):
         configure: The configuration of a trial, from what its space suggests.
         timer: What tells the seconds of a whole training before it runs, asked once a proposal.
         seed: Of all draws.
-        n_startup: Trials that end before the model is trusted; until then candidates are drawn at random, each as
-            likely as it is quick.
+        n_startup: Trials that end before the model is trusted; until then candidates are drawn at random, a
+            quick one more likely: by one over the root of its seconds.
         max_seconds: Candidates that would take longer are not proposed.
         earlier: Trials of an earlier study: the model learns from them, the front does not.
 
@@ -270,7 +270,7 @@ class FrontSampler(BaseSampler):
             if len(x) >= self.n_startup:
                 self.model, self.n_fitted = AccuracyModel(x, accuracies, int(self.generator.integers(2**31))), n_ended
         if self.model is None:
-            quick = 1 / seconds
+            quick = 1 / np.sqrt(seconds)
             return timed[self.generator.choice(len(timed), p=quick / quick.sum())].params
         mean, deviation = self.model.predict(np.stack([candidate.x for candidate in timed]))
         believed = self._believed(trials, self.model) * (1.0, pace)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sklearn.gaussian_process import GaussianProcessRegressor
 
 from study import accuracy_models, spaces
 from study.accuracy_models import AccuracyModel, Forest, Process, most_telling
@@ -24,6 +25,22 @@ def test_which_recipe_is_accurate_is_learned_and_nothing_is_certain(fitted):
     is_free = y[200:] > 0.5
     assert mean[is_free].mean() > 0.6 > 0.35 > mean[~is_free].mean()
     assert (deviation >= accuracy_models.LEAST_DEVIATION).all()
+
+
+def test_where_the_two_models_differ_neither_is_trusted():
+    x = np.linspace(0, 1, 40)[:, None]
+    model, far = AccuracyModel(x, x[:, 0], 0), np.array([[3.0]])
+    means = [each.predict(far)[0][0] for each in model.models]
+    mean, deviation = model.predict(far)
+    assert mean[0] == np.mean(means) and deviation[0] >= np.ptp(means) / 2 > 0.02
+
+
+def test_length_and_noise_are_chosen_on_a_part_and_the_process_is_fitted_to_all(monkeypatch):
+    sizes, fit = [], GaussianProcessRegressor.fit
+    monkeypatch.setattr(GaussianProcessRegressor, "fit", lambda self, x, y: sizes.append(len(x)) or fit(self, x, y))
+    x = np.random.default_rng(0).uniform(size=(250, 2))
+    Process(x, x[:, 0])
+    assert max(sizes[:-1]) <= accuracy_models.CHOICE_TRIALS and sizes[-1] == 250
 
 
 def test_the_process_is_least_sure_far_from_what_it_has_seen():
