@@ -51,7 +51,7 @@ from study import gates, search, storage
 from study.conduct import NOT_STORED, carry_out, command_line, say_end
 from study.front import probability_on_front
 from study.lock import driver_lock
-from study.members import ConfirmSettings, Member, fresh_seeds, role
+from study.members import ConfirmSettings, Member, default_members, fresh_seeds, role
 from study.papers.claims import interval
 from study.results import front_of, is_complete, trials_frame
 from study.settings import StudySettings
@@ -136,8 +136,17 @@ def finish(searched: optuna.Study, study: optuna.Study, settings: StudySettings,
     for line in gate_lines(table, judged):
         console.print(line, highlight=False, soft_wrap=True)
     files = [settings.search_folder / name for name in ("confirmed.csv", "gates.csv")]
-    again, use = (command_line(settings, module, settings.search) for module in ("confirm", "recommend"))
+    again = command_line(settings, "confirm", settings.search, *those_chosen(trials, candidates))
+    use = command_line(settings, "recommend", settings.search)
     say_end(console, study, settings, files, ending, again, f"Which one to use: {use}", "trainings")
+
+
+def those_chosen(trials: Sequence[FrozenTrial], candidates: Sequence[FrozenTrial]) -> list[str]:
+    """The option that names the members of a confirmation, where they are not those that are taken without it."""
+    numbers = {trial.user_attrs["member"] for trial in trials}
+    if numbers == {member.number for member in default_members(candidates)}:
+        return []
+    return ["--members", ",".join(map(str, sorted(numbers)))]
 
 
 def by_member(trials: Sequence[FrozenTrial]) -> Runs:

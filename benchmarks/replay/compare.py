@@ -79,8 +79,7 @@ def run(path: Path, names: str, seeds: int, first_seed: int, budget: float, over
 
 SLOWEST = 13.5  # seconds of the slowest recorded training: the reference point, whose accuracy is 0
 N_RESAMPLES = 2000
-DRAWN = ["front", "front, stopping", "GP", "TPE, stopping", "TPE", "random, stopping", "ASHA", "NSGA-II", "random"]
-DRAWN += ["MOASHA"]  # in the figure, in this order
+DRAWN = ["front", "GP", "TPE, stopping", "TPE", "ASHA", "NSGA-II", "random", "MOASHA"]  # in the figure, in this order
 Curves = dict[str, np.ndarray]  # hypervolume by seed and budget
 
 

@@ -7,6 +7,7 @@ import optuna
 import pandas as pd
 import pytest
 from optuna.trial import TrialState, create_trial
+from rich.console import Console
 from scipy import stats
 
 from study import confirm, confirmation, gates, members, pareto, storage
@@ -230,6 +231,15 @@ def test_an_interrupted_training_is_handed_out_again_and_the_timeout_forgotten(m
     again = confirm.resolve(searched, {"results_dir": settings.results_dir})
     assert (again.seeds, again.timeout) == (3, None)
     assert confirmation.prepare(again, chosen).trials[running.number].state is TrialState.WAITING
+
+
+def test_an_interrupted_confirmation_says_how_to_go_on_with_the_same_members(made, tmp_path, capsys):
+    searched, study, settings, _ = made
+    confirmation.finish(searched, study, settings, Console(width=300), "interrupted")
+    assert f"To go on: python -m study.confirm mine --members 1,2 --results-dir {tmp_path}\n" in capsys.readouterr().out
+    study = confirmation.prepare(settings, members.default_members(searched.trials))
+    confirmation.finish(searched, study, settings, Console(width=300), "interrupted")
+    assert f"To go on: python -m study.confirm mine --results-dir {tmp_path}\n" in capsys.readouterr().out
 
 
 def test_other_settings_than_the_confirmations_are_refused(made):
