@@ -11,7 +11,7 @@ N_TREES = 24
 LEAF = 3  # points in a leaf of a tree
 MAX_CURVES = 250  # the newest; with more, a fit would take longer than a trial should wait for an answer
 MAX_POINTS = 12  # epochs of one curve that are learned from
-LEAST_DEVIATION = 0.04  # of a final accuracy: the deviation between two seeds of one configuration
+LEAST_DEVIATION = 0.1  # of a final accuracy: trees that agree still err, and no two seeds end alike
 
 
 class Forecast:

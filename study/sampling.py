@@ -32,7 +32,7 @@ CHANGE = 0.3  # share of parameters in which they differ
 REFIT = 1.03  # the models are fitted anew once so many times as many trials have ended
 BEYOND = 1.1  # where seconds stop to count, in those of the slowest candidate: it has to count itself
 COST_BESIDE = 0.1  # of the candidates' median seconds: what a trial costs besides its training
-STOP_BELOW = 0.5  # of the newest proposal's gain per second; that is the best of many, and so too hopeful
+STOP_BELOW = 0.1  # of the newest proposal's gain per second; that is the best of many, and so too hopeful
 
 Seconds = Callable[[TrialConfig], float | None]
 
