@@ -12,7 +12,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 
 from tests.cluster.hosts import ROOT, Host, Network, missing
 from tests.cluster.rayup import RAY
-from tests.faults.campaign import SPACE
+from tests.faults.campaign import space_file
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.hosts, pytest.mark.timeout(900)]
 
@@ -92,7 +92,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 def test_workers_are_started_for_a_study_and_removed_when_idle(host):
     space = host.network.folder / "space.py"  # what else lies below /tmp the host does not see
-    space.write_text(SPACE)
+    space.write_text(space_file())
     (host.home / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(CONFIG))
     start = ["--head", "--num-cpus=0", "--object-store-memory=80000000"]
     config = host.network.home / "ray_bootstrap_config.yaml"  # as the host sees it

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.hosts, pytest.m
 
 N_TRIALS = 4
 EPOCHS = 20  # long enough for both workers to be met in the middle of a trial
-SPACE = campaign.SPACE.replace(f'"epochs": {campaign.EPOCHS}', f'"epochs": {EPOCHS}')
+SPACE = campaign.space_file(EPOCHS)
 
 
 def wait_until_ended(cluster: Cluster, job: str) -> None:

@@ -33,6 +33,10 @@ def space(trial):
 """
 
 
+def space_file(epochs: int = EPOCHS) -> str:
+    return SPACE.replace("EPOCHS", str(epochs))
+
+
 def trial_workers(driver: psutil.Process) -> list[psutil.Process]:
     return [
         process for process in descendants(driver) if re.match(r"ray::(\d{4} |.*(Trial|Trainable))", title(process))
@@ -125,7 +129,7 @@ def start_driver(
     folder: Path, name: str, faults: dict[str, str], *options: str, epochs: int = EPOCHS, sqlite_timeout: float = 60
 ) -> subprocess.Popen:
     space = folder / "space.py"
-    space.write_text(SPACE.replace("EPOCHS", str(epochs)))
+    space.write_text(space_file(epochs))
     log = str(folder / f"{name}.log")
     faulty = {"log": log, "trials": faults, "sqlite_timeout": sqlite_timeout}
     environment = os.environ | {"FAULTS": json.dumps(faulty)}
