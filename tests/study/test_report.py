@@ -131,6 +131,14 @@ def test_a_study_without_a_complete_trial_gets_a_page_when_it_ends(tmp_path):
     assert "There is no front" in (tmp_path / "report.html").read_text() and (tmp_path / "front.png").exists()
 
 
+def test_what_a_device_hour_more_should_add_is_shown_where_the_sampler_knows(results):
+    trials = storage.named("mine", str(results), None).get_trials()
+    assert "device-hour more" not in page.page(trials, SETTINGS, "measured", results)
+    trials[-1].set_user_attr("expected_gain_per_hour", 12.344)
+    shown = page.page(trials, SETTINGS, "measured", results)
+    assert "a device-hour more should add</dt><dd>1,230 %<small>to the hypervolume" in shown
+
+
 def test_an_unfinished_study_has_a_report_that_says_so(results, capsys):
     study = storage.named("mine", str(results), None)
     study.set_user_attr("settings", SETTINGS | {"trials": 9})
