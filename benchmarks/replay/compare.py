@@ -186,7 +186,7 @@ def show(paths: tuple[Path, ...], budgets: str, linear: bool, chosen: bool, ours
 def draw(paths: Sequence[Path], grid: np.ndarray, path: Path) -> None:
     """Mean and 95 % interval over seeds against device-seconds, by log seconds and by plain ones.
 
-    A dashed line is what all runs reached together: no search of this space could have much more.
+    A dashed line is what all runs reached together: the space allows that much at least.
     """
     from matplotlib.figure import Figure
 
