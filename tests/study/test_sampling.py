@@ -142,6 +142,17 @@ def test_proposals_come_before_any_seconds_are_known():
     assert study.sampler.gain_per_hour is None
 
 
+def test_at_the_start_a_trial_sixteen_times_as_quick_is_four_times_as_likely():
+    sampler = front_sampler()
+    sampler.expected_seconds = lambda config: 1.0 if config.training in ("natural", "fgsm", "static") else 16.0
+    proposed, drawn = [], []
+    for _ in range(300):
+        proposed.append(sampler.propose([])["training"] in ("natural", "fgsm", "static"))
+        drawn += [candidate.seconds == 1.0 for candidate in sampler.pool]
+    odds, of_draws = (np.mean(quick) / (1 - np.mean(quick)) for quick in (proposed, drawn))
+    assert 2.5 < odds / of_draws < 6
+
+
 def test_after_the_start_the_accurate_and_quick_are_proposed():
     def accuracy(config):
         return 0.8 if config.training == "free" else 0.1
