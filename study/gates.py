@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal, NamedTuple
 
+from scipy.stats import binomtest
+
+CHANCE = 0.05
 Seeds = Sequence[dict[str, object]]  # what the probes found of each seed's network; `overfitted` beside them
 
 
@@ -22,7 +25,7 @@ class Attack(NamedTuple):
 
 @dataclass(frozen=True)
 class Gate:
-    """Passes where the figure is at most the threshold.
+    """Passes where the figure is at most the threshold, or where `beyond_chance` asks for more than was found.
 
     Attributes:
         name: In tables.
@@ -31,6 +34,8 @@ class Gate:
         figure: From all seeds of a member.
         found: What was found, with {places} for the seeds' means and the attack's figures.
         failure: What it means that the gate failed.
+        beyond_chance: Of a failure that takes all figures away. One image more than the threshold is then not enough:
+            as many as were found, or more, must be rarer than `CHANCE` were the threshold's share the true one.
     """
 
     name: str
@@ -39,6 +44,14 @@ class Gate:
     figure: Callable[[Seeds], float]
     found: Callable[[Seeds, Attack], str]
     failure: str
+    beyond_chance: bool = False
+
+    def passes(self, seeds: Seeds) -> bool:
+        figure = self.figure(seeds)
+        if figure <= self.threshold + 1e-9 or not self.beyond_chance:
+            return figure <= self.threshold + 1e-9
+        n = round(sum(seed["strong.n"] for seed in seeds))
+        return bool(binomtest(round(figure * n), n, self.threshold, alternative="greater").pvalue >= CHANCE)
 
 
 class Judged(NamedTuple):
@@ -104,6 +117,7 @@ GATES = (
             "PGD with more steps and restarts leaves right"
         ),
         "gradients mislead PGD (masking): no accuracy that was found by gradients holds",
+        beyond_chance=True,
     ),
     Gate(
         "eps_falls",
@@ -112,6 +126,7 @@ GATES = (
         lambda seeds: largest_rise(list(by_eps(seeds).values())),
         lambda seeds, attack: f"PGD-{attack.steps} leaves {accuracies(seeds, attack)}",
         "a larger radius contains the smaller one, so PGD misses examples that are there",
+        beyond_chance=True,
     ),
     Gate(
         "eps_large",
@@ -120,6 +135,7 @@ GATES = (
         lambda seeds: list(by_eps(seeds).values())[-1],
         lambda seeds, attack: f"PGD-{attack.steps} leaves {accuracies(seeds, attack).split(', ')[-1]}",
         "at that radius every image can be made grey, so an attack that works leaves none: gradients mislead it",
+        beyond_chance=True,
     ),
     Gate(
         "more_steps",
@@ -161,8 +177,9 @@ def judge(seeds: Seeds, attack: Attack) -> list[Judged]:
     """Every gate of one member, from all its seeds."""
     judged = []
     for gate in GATES:
-        figure = gate.figure(seeds)
-        passed = figure <= gate.threshold + 1e-9
+        figure, passed = gate.figure(seeds), gate.passes(seeds)
         text = gate.found(seeds, attack) + ("" if passed else f": {gate.failure}")
+        if passed and figure > gate.threshold + 1e-9:
+            text += f": above {percent(gate.threshold)}, but on so few images it may be chance"
         judged.append(Judged(gate.name, passed, figure, gate.threshold, gate.unit, text))
     return judged

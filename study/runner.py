@@ -322,7 +322,7 @@ def run(
             "evaluation": settings.evaluation.model_dump(),
             "folder": join(settings.checkpoints, checkpoint_name(number)),
             "shared": shared,
-            "threads": max(1, int(settings.cpus_per_trial)),
+            "threads": settings.threads,
             "epoch_timeout": settings.epoch_timeout,
         }
 

@@ -64,6 +64,11 @@ class StudySettings(Frozen):
         return Path(self.results_dir) / self.name
 
     @property
+    def threads(self) -> int:
+        """That a training computes with on a CPU."""
+        return max(1, int(self.cpus_per_trial))
+
+    @property
     def storage_url(self) -> str:
         return self.storage or f"sqlite:///{self.folder / 'study.db'}"
 

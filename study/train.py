@@ -43,6 +43,7 @@ def command(
             settings.evaluation,
             path,
             click.echo,
+            settings.threads,
         )
     except Diverged as error:
         click.echo(f"error: diverged: {error}", err=True)

@@ -1,4 +1,4 @@
-"""Who has the device: trials that share it, or one that measures and needs it alone."""
+"""Who has the device, and how much of it: trials that share it, or one that measures and needs it alone."""
 
 import fcntl
 import hashlib
@@ -32,6 +32,18 @@ def _processor() -> str:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
+
+
+@contextmanager
+def computing_on(n_threads: int) -> Iterator[None]:
+    """Torch computes on CPUs with so many threads. More than there are idle cores wait for each other at every
+    operation: beside a running study, two take many times as long as one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

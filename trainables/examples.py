@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables import data
+from trainables import data, devices
 from trainables.config import DataConfig, EvalConfig
 from trainables.trial import evaluation_attack, first_examples, load_model
 
@@ -25,6 +25,7 @@ class Attacked:
     predicted: str  # of the adversarial image
 
 
+@devices.computing_on(1)  # a report may be asked for while trials have the cores
 def attack(weights: Path, images: DataConfig, evaluation: EvalConfig, seed: int, n: int) -> list[Attacked]:
     """Attack a network as a trial's evaluation does.
 

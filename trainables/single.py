@@ -5,15 +5,22 @@ from pathlib import Path
 
 import torch
 
-from trainables import data
+from trainables import data, devices
 from trainables.config import DataConfig, EvalConfig, TrialConfig
 from trainables.trial import Trial
 
 
 def train(
-    config: TrialConfig, images: DataConfig, evaluation: EvalConfig, path: Path, say: Callable[[str], None]
+    config: TrialConfig,
+    images: DataConfig,
+    evaluation: EvalConfig,
+    path: Path,
+    say: Callable[[str], None],
+    n_threads: int = 1,
 ) -> None:
     """Train on the GPU where there is one, with a line for each epoch, and write the weights to `path`.
+
+    As many threads as the search's trials had make the same numbers on a CPU of the same kind.
 
     Raises:
         Diverged: If the loss or a weight is not finite at an epoch's end; nothing is written then.
@@ -21,12 +28,13 @@ def train(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dataset = data.load(images.name, images.data_dir, device=str(device))
-    trial = Trial(config, dataset, evaluation, device)
-    trial.warm_up()
-    while not trial.done:
-        row = trial.train_epoch()
-        say(
-            f"epoch {row['epoch']} of {config.epochs}: {row['train_seconds']:.1f} s, loss {row['train_loss']:.3f}, "
-            f"clean {row['clean_accuracy']:.3f}, adversarial {row['adversarial_accuracy']:.3f}"
-        )
+    with devices.computing_on(n_threads):
+        trial = Trial(config, dataset, evaluation, device)
+        trial.warm_up()
+        while not trial.done:
+            row = trial.train_epoch()
+            say(
+                f"epoch {row['epoch']} of {config.epochs}: {row['train_seconds']:.1f} s, loss {row['train_loss']:.3f}, "
+                f"clean {row['clean_accuracy']:.3f}, adversarial {row['adversarial_accuracy']:.3f}"
+            )
     trial.save_weights(path)

@@ -86,7 +86,7 @@ def test_a_confirmation_is_judged_on_test_and_a_search_is_not(tmp_path):
 # Gates
 
 HONEST = {"batch_dependence.n": 256.0, "batch_dependence.changed.any": 0.0, "overfitted": False}
-HONEST |= {"strong.pgd": 0.5, "strong.converged": 0.49, "strong.autoattack": 0.47, "strong.square_alone": 0.0}
+HONEST |= {"strong.n": 50.0, "strong.pgd": 0.5, "strong.converged": 0.49, "strong.autoattack": 0.47, "strong.square_alone": 0.0}
 HONEST |= {"strong.eps.0.05": 0.8, "strong.eps.0.1": 0.5, "strong.eps.0.2": 0.1, "strong.eps.0.5": 0.0}
 
 
@@ -97,7 +97,7 @@ HONEST |= {"strong.eps.0.05": 0.8, "strong.eps.0.1": 0.5, "strong.eps.0.2": 0.1,
         ({"strong.autoattack": 0.40}, ["autoattack"], 0.1),
         ({"strong.square_alone": 0.1}, ["square"], 0.1),
         ({"strong.eps.0.2": 0.6}, ["eps_falls"], 0.1),
-        ({"strong.eps.0.5": 0.09}, ["eps_large"], 0.09),
+        ({"strong.eps.0.5": 0.1}, ["eps_large"], 0.1),
         ({"strong.converged": 0.4}, ["more_steps"], 0.1),
         ({"batch_dependence.changed.any": 64.0}, ["batch"], 0.25),
         ({"overfitted": True}, ["overfitting"], 1.0),
@@ -112,6 +112,30 @@ def test_each_gate_fails_on_what_it_watches_alone(spoilt, failed, figure):
         assert gate.text.endswith(made.failure) is not gate.passed
         if gate.gate in failed:
             assert gate.figure == pytest.approx(figure)
+
+
+@pytest.mark.parametrize(
+    ("gate", "spoilt", "chance"),
+    [
+        ("square", {"strong.square_alone": 0.04}, True),  # 2 of 50 images; 1 would be 2 %
+        ("square", {"strong.square_alone": 0.08}, False),
+        ("eps_falls", {"strong.eps.0.2": 0.54}, True),
+        ("eps_falls", {"strong.eps.0.2": 0.60}, False),
+        ("eps_large", {"strong.eps.0.5": 0.08}, True),
+        ("eps_large", {"strong.eps.0.5": 0.14}, False),
+        ("more_steps", {"strong.converged": 0.46}, False),  # takes no figure away
+    ],
+)
+def test_an_image_or_two_do_not_make_masked_gradients(gate, spoilt, chance):
+    (judged,) = [one for one in gates.judge([HONEST | spoilt], gates.Attack(0.1, 10)) if one.gate == gate]
+    assert judged.figure > judged.threshold and judged.passed is chance
+    assert ("may be chance" in judged.text) is chance
+
+
+def test_more_images_make_the_same_share_certain():
+    found = HONEST | {"strong.square_alone": 0.04, "strong.n": 1000.0}
+    (judged,) = [one for one in gates.judge([found], gates.Attack(0.1, 10)) if one.gate == "square"]
+    assert not judged.passed
 
 
 def test_gates_pool_the_seeds():

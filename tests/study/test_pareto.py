@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import torch
 from optuna.trial import TrialState
+from safetensors.torch import load_file
 
-from study import conduct, pareto, spaces, storage
+from study import conduct, pareto, spaces, storage, train
 from study.front import non_dominated
 from study.settings import StudySettings
 from trainables import data
@@ -88,6 +89,15 @@ class TestFinishedStudy:
             with torch.no_grad():
                 predicted = load_model(folder / path)(x).argmax(1)
             assert (predicted == y).float().mean().item() == pytest.approx(clean)
+
+    def test_a_member_trained_once_more_has_the_same_weights(self, finished, tmp_path, capsys):
+        folder = finished[0] / "results" / "mine"
+        member = pd.read_csv(folder / "front.csv").iloc[-1]
+        path = tmp_path / "again.safetensors"
+        place = ["--results-dir", str(folder.parent), "--out", str(path)]
+        assert train.main(["mine", str(member.number), *place]) == 0
+        found, again = load_file(folder / member.weights), load_file(path)
+        assert found.keys() == again.keys() and all(torch.equal(found[name], again[name]) for name in found)
 
     def test_every_file_of_the_design_is_there_and_no_checkpoint_is_left(self, finished):
         folder = finished[0] / "results" / "mine"

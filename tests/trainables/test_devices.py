@@ -87,3 +87,11 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
 
 def test_a_device_is_named_with_the_threads_that_it_is_used_with():
     assert devices.name(CPU).endswith(f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}")
+
+
+def test_threads_are_given_back_even_after_an_error():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError), devices.computing_on(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise RuntimeError
+    assert torch.get_num_threads() == before
