@@ -271,6 +271,20 @@ def test_a_browser_shows_every_figure_without_an_error_in_light_and_dark_colours
         assert browser.errors(opened) == []
 
 
+@pytest.mark.slow
+def test_on_a_desktop_no_column_of_a_confirmation_is_cut_off(results):
+    failed = CONFIRMED.replace("0.97,autoattack", "0.97,autoattack; square; eps_falls; eps_large; more_steps")
+    (results / "mine" / "confirmed.csv").write_text(failed)
+    (results / "mine" / "gates.csv").write_text(GATES)
+    report.main(["mine", "--results-dir", str(results)])
+    with browser.chromium(browser.DESKTOP) as opened:
+        opened.get((results / "mine" / "report.html").as_uri())
+        wide, seen = opened.execute_script(
+            "const box = document.getElementById('confirmed').parentElement; return [box.scrollWidth, box.clientWidth]"
+        )
+    assert wide == seen
+
+
 def test_an_unknown_study_is_answered_with_the_nearest(results, capsys):
     assert report.main(["mien", "--results-dir", str(results)]) == 2
     assert capsys.readouterr().err == "error: name: 'mien' (did you mean 'mine'?); accepted: mine\n"
