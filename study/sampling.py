@@ -31,7 +31,8 @@ N_NEAR = 64  # candidates that differ a little from a front member
 CHANGE = 0.3  # share of parameters in which they differ
 REFIT = 1.03  # the models are fitted anew once so many times as many trials have ended
 BEYOND = 1.1  # where seconds stop to count, in those of the slowest candidate: it has to count itself
-COST_BESIDE = 0.1  # of the candidates' median seconds: what a trial costs besides its training
+PATIENCE = 0.5  # of the candidates' median seconds, added to each one's: a long trial may open what quick ones cannot
+PLAIN_WEIGHT = 0.75  # of the hypervolume by plain seconds; that by log seconds has the rest
 STOP_BELOW = 0.1  # of the newest proposal's gain per second; that is the best of many, and so too hopeful
 
 Seconds = Callable[[TrialConfig], float | None]
@@ -171,12 +172,13 @@ def expected_share(
 ) -> np.ndarray:
     """Expected growth by each candidate as a share of the front's hypervolume, (n,); arguments as of `expected_gain`.
 
-    The mean of two shares, by log seconds and by plain ones: the first counts a factor in time alike anywhere, the
-    second is the hypervolume that a study reports.
+    The weighted mean of two shares, by log seconds and by plain ones: the first counts a factor in time alike
+    anywhere, the second is the hypervolume that a study reports.
     """
     by_log = expected_gain(mean, deviation, seconds, front, slowest) / max(log_hypervolume(front, slowest), 1e-9)
     plain = expected_gain(mean, deviation, seconds, front, slowest, np.asarray)
-    return (by_log + plain / max(hypervolume(front, (0.0, slowest)), 1e-9)) / 2
+    plain /= max(hypervolume(front, (0.0, slowest)), 1e-9)
+    return PLAIN_WEIGHT * plain + (1 - PLAIN_WEIGHT) * by_log
 
 
 class FrontSampler(BaseSampler):
@@ -278,11 +280,10 @@ class FrontSampler(BaseSampler):
         front = front[non_dominated(front)]  # the others change nothing but the time this takes
         self.slowest = BEYOND * float(seconds.max())
         share = expected_share(mean, deviation, seconds, front, self.slowest)
-        # What a trial costs besides its training keeps the quickest ones from being free.
-        rates = share / (seconds + COST_BESIDE * np.median(seconds))
+        best = int(np.argmax(share / (seconds + PATIENCE * np.median(seconds))))
         has_front = any(trial.values[0] > 0 and trial.values[1] < self.slowest for trial in complete)
-        self.rate = float(rates.max()) if has_front else None
-        return timed[int(np.argmax(rates))].params
+        self.rate = float(share[best] / seconds[best]) if has_front else None
+        return timed[best].params
 
     def stop(self, running: RunningTrial, trials: Sequence[FrozenTrial]) -> str | None:
         """A stop rule as `study.stopping.Stopping`: ends a trial whose remaining seconds are better spent on a new one.

@@ -86,7 +86,8 @@ def test_a_confirmation_is_judged_on_test_and_a_search_is_not(tmp_path):
 # Gates
 
 HONEST = {"batch_dependence.n": 256.0, "batch_dependence.changed.any": 0.0, "overfitted": False}
-HONEST |= {"strong.n": 50.0, "strong.pgd": 0.5, "strong.converged": 0.49, "strong.autoattack": 0.47, "strong.square_alone": 0.0}
+HONEST |= {"strong.n": 50.0, "strong.pgd": 0.5, "strong.converged": 0.49}
+HONEST |= {"strong.autoattack": 0.47, "strong.square_alone": 0.0}
 HONEST |= {"strong.eps.0.05": 0.8, "strong.eps.0.1": 0.5, "strong.eps.0.2": 0.1, "strong.eps.0.5": 0.0}
 
 
