@@ -216,14 +216,11 @@ class FrontSampler(BaseSampler):
         self.n_fitted = 0
         self.seen: dict[tuple[bool, int], np.ndarray] = {}  # features by whether it is an earlier study's, and number
         self.proposed: dict[int, Mapping[str, object]] = {}  # parameters by the trial's number
-        self.rate: float | None = None  # expected share per second of the newest proposal; None: not known yet
+        self.gain_per_hour: float | None = None  # None: not known yet
+        self.rate: float | None = None  # what decided for the newest proposal, a share per second
         self.slowest = 0.0  # seconds of the reference point at the newest proposal
         self.forecast: Forecast | None = None
         self.n_forecast = 0  # finished trials it was fitted to
-
-    @property
-    def gain_per_hour(self) -> float | None:
-        return None if self.rate is None else 3600 * self.rate
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}
@@ -280,9 +277,11 @@ class FrontSampler(BaseSampler):
         front = front[non_dominated(front)]  # the others change nothing but the time this takes
         self.slowest = BEYOND * float(seconds.max())
         share = expected_share(mean, deviation, seconds, front, self.slowest)
-        best = int(np.argmax(share / (seconds + PATIENCE * np.median(seconds))))
+        rates = share / (seconds + PATIENCE * np.median(seconds))
+        best = int(np.argmax(rates))
         has_front = any(trial.values[0] > 0 and trial.values[1] < self.slowest for trial in complete)
-        self.rate = float(share[best] / seconds[best]) if has_front else None
+        if has_front:
+            self.rate, self.gain_per_hour = float(rates[best]), 3600 * float(share[best] / seconds[best])
         return timed[best].params
 
     def stop(self, running: RunningTrial, trials: Sequence[FrozenTrial]) -> str | None:
