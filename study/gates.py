@@ -25,7 +25,7 @@ class Attack(NamedTuple):
 
 @dataclass(frozen=True)
 class Gate:
-    """Passes where the figure is at most the threshold, or where `beyond_chance` asks for more than was found.
+    """Passes where the figure is at most the threshold, or with `beyond_chance` not surely above it.
 
     Attributes:
         name: In tables.
@@ -34,8 +34,8 @@ class Gate:
         figure: From all seeds of a member.
         found: What was found, with {places} for the seeds' means and the attack's figures.
         failure: What it means that the gate failed.
-        beyond_chance: Of a failure that takes all figures away. One image more than the threshold is then not enough:
-            as many as were found, or more, must be rarer than `CHANCE` were the threshold's share the true one.
+        beyond_chance: Of a failure that takes all figures away and that one unlucky image can cause: as many as were
+            found, or more, must then be rarer than `CHANCE` were the threshold's share the true one.
     """
 
     name: str
@@ -45,13 +45,6 @@ class Gate:
     found: Callable[[Seeds, Attack], str]
     failure: str
     beyond_chance: bool = False
-
-    def passes(self, seeds: Seeds) -> bool:
-        figure = self.figure(seeds)
-        if figure <= self.threshold + 1e-9 or not self.beyond_chance:
-            return figure <= self.threshold + 1e-9
-        n = round(sum(seed["strong.n"] for seed in seeds))
-        return bool(binomtest(round(figure * n), n, self.threshold, alternative="greater").pvalue >= CHANCE)
 
 
 class Judged(NamedTuple):
@@ -81,6 +74,12 @@ EPS = "strong.eps."
 def largest_rise(accuracies: Sequence[float]) -> float:
     """From one to the next; 0 where none rises."""
     return max((after - before for before, after in zip(accuracies, accuracies[1:], strict=False)), default=0.0)
+
+
+def may_be_chance(figure: float, threshold: float, seeds: Seeds) -> bool:
+    """Whether that share of all seeds' strongly attacked images, or more, is likely enough at the threshold's."""
+    n = round(sum(seed["strong.n"] for seed in seeds))
+    return binomtest(round(figure * n), n, threshold, alternative="greater").pvalue >= CHANCE
 
 
 def changed(seeds: Seeds) -> float:
@@ -135,7 +134,6 @@ GATES = (
         lambda seeds: list(by_eps(seeds).values())[-1],
         lambda seeds, attack: f"PGD-{attack.steps} leaves {accuracies(seeds, attack).split(', ')[-1]}",
         "at that radius every image can be made grey, so an attack that works leaves none: gradients mislead it",
-        beyond_chance=True,
     ),
     Gate(
         "more_steps",
@@ -177,9 +175,12 @@ def judge(seeds: Seeds, attack: Attack) -> list[Judged]:
     """Every gate of one member, from all its seeds."""
     judged = []
     for gate in GATES:
-        figure, passed = gate.figure(seeds), gate.passes(seeds)
-        text = gate.found(seeds, attack) + ("" if passed else f": {gate.failure}")
-        if passed and figure > gate.threshold + 1e-9:
+        figure, text = gate.figure(seeds), gate.found(seeds, attack)
+        passed = figure <= gate.threshold + 1e-9
+        if not passed and gate.beyond_chance and may_be_chance(figure, gate.threshold, seeds):
+            passed = True
             text += f": above {percent(gate.threshold)}, but on so few images it may be chance"
+        elif not passed:
+            text += f": {gate.failure}"
         judged.append(Judged(gate.name, passed, figure, gate.threshold, gate.unit, text))
     return judged

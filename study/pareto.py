@@ -44,7 +44,7 @@ MIN_FREE_BYTES = 100_000_000  # a few checkpoints and logs
     "--until-gain",
     type=float,
     metavar="SHARE",
-    help="Sampler front: stop once a device-hour is expected to add less than this share to the hypervolume.",
+    help="Sampler front: stop once a device-hour of training should add less than this share to the hypervolume.",
 )
 @click.option("--seed", type=int, help="Of the sampler and, plus its number, of each trial. [default: 0]")
 @click.option("--retries", type=int, help="How often a trial goes on after its worker was lost. [default: 3]")

@@ -60,7 +60,7 @@ def front_hypervolume(trials: list[FrozenTrial]) -> float:
 
 
 def gain_per_hour(trials: list[FrozenTrial]) -> float | None:
-    """Share of the hypervolume that a device-hour more is expected to add, as `study.sampling.expected_share` has it.
+    """Share of the hypervolume that a device-hour of training should add, as `study.sampling.expected_share` has it.
 
     As it was when the newest trial was proposed; None where the sampler does not tell.
     """

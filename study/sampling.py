@@ -33,7 +33,7 @@ REFIT = 1.03  # the models are fitted anew once so many times as many trials hav
 BEYOND = 1.1  # where seconds stop to count, in those of the slowest candidate: it has to count itself
 PATIENCE = 0.5  # of the candidates' median seconds, added to each one's: a long trial may open what quick ones cannot
 PLAIN_WEIGHT = 0.75  # of the hypervolume by plain seconds; that by log seconds has the rest
-STOP_BELOW = 0.1  # of the newest proposal's gain per second; that is the best of many, and so too hopeful
+STOP_BELOW = 0.1  # of what decided for the newest proposal; that is the best of many, and so too hopeful
 
 Seconds = Callable[[TrialConfig], float | None]
 
@@ -193,8 +193,8 @@ class FrontSampler(BaseSampler):
         max_seconds: Candidates that would take longer are not proposed.
         earlier: Trials of an earlier study: the model learns from them, the front does not.
 
-    After a proposal, `gain_per_hour` is the share that a device-hour of such trials is expected to add to the
-    hypervolume (see `expected_share`), and `stop` says which running trials are worth less than that.
+    After a proposal, `gain_per_hour` is the share that a device-hour of training such trials is expected to add to the
+    hypervolume (see `expected_share`), and `stop` says which running trials are worth less than a new one.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class FrontSampler(BaseSampler):
         self.seen: dict[tuple[bool, int], np.ndarray] = {}  # features by whether it is an earlier study's, and number
         self.proposed: dict[int, Mapping[str, object]] = {}  # parameters by the trial's number
         self.gain_per_hour: float | None = None  # None: not known yet
-        self.rate: float | None = None  # what decided for the newest proposal, a share per second
+        self.rate: float | None = None  # what decided for the newest proposal: share per second, with `PATIENCE`
         self.slowest = 0.0  # seconds of the reference point at the newest proposal
         self.forecast: Forecast | None = None
         self.n_forecast = 0  # finished trials it was fitted to
@@ -280,6 +280,7 @@ class FrontSampler(BaseSampler):
         rates = share / (seconds + PATIENCE * np.median(seconds))
         best = int(np.argmax(rates))
         has_front = any(trial.values[0] > 0 and trial.values[1] < self.slowest for trial in complete)
+        self.rate = self.gain_per_hour = None
         if has_front:
             self.rate, self.gain_per_hour = float(rates[best]), 3600 * float(share[best] / seconds[best])
         return timed[best].params
@@ -288,7 +289,7 @@ class FrontSampler(BaseSampler):
         """A stop rule as `study.stopping.Stopping`: ends a trial whose remaining seconds are better spent on a new one.
 
         What the trial is expected to add to the front by its end, per second that it still takes, is held against what
-        the newest proposal was expected to add per second of its own.
+        decided for the newest proposal.
         """
         config, curve, expected = running.config, running.accuracies, self.expected_seconds(running.config)
         if running.label or self.rate is None or expected is None or not self._can_forecast(trials):

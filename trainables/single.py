@@ -16,7 +16,7 @@ def train(
     evaluation: EvalConfig,
     path: Path,
     say: Callable[[str], None],
-    n_threads: int = 1,
+    n_threads: int,
 ) -> None:
     """Train on the GPU where there is one, with a line for each epoch, and write the weights to `path`.
 

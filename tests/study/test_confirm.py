@@ -98,7 +98,7 @@ HONEST |= {"strong.eps.0.05": 0.8, "strong.eps.0.1": 0.5, "strong.eps.0.2": 0.1,
         ({"strong.autoattack": 0.40}, ["autoattack"], 0.1),
         ({"strong.square_alone": 0.1}, ["square"], 0.1),
         ({"strong.eps.0.2": 0.6}, ["eps_falls"], 0.1),
-        ({"strong.eps.0.5": 0.1}, ["eps_large"], 0.1),
+        ({"strong.eps.0.5": 0.09}, ["eps_large"], 0.09),
         ({"strong.converged": 0.4}, ["more_steps"], 0.1),
         ({"batch_dependence.changed.any": 64.0}, ["batch"], 0.25),
         ({"overfitted": True}, ["overfitting"], 1.0),
@@ -122,8 +122,7 @@ def test_each_gate_fails_on_what_it_watches_alone(spoilt, failed, figure):
         ("square", {"strong.square_alone": 0.08}, False),
         ("eps_falls", {"strong.eps.0.2": 0.54}, True),
         ("eps_falls", {"strong.eps.0.2": 0.60}, False),
-        ("eps_large", {"strong.eps.0.5": 0.08}, True),
-        ("eps_large", {"strong.eps.0.5": 0.14}, False),
+        ("eps_large", {"strong.eps.0.5": 0.06}, False),  # what one image of twenty is, is allowed already
         ("more_steps", {"strong.converged": 0.46}, False),  # takes no figure away
     ],
 )

@@ -15,7 +15,7 @@ from study.recommend import Candidate, choose
 from tests.study import synthetic
 from tests.study.test_confirm import another_version, made, no_front, search  # noqa: F401 (made: a fixture)
 from trainables.errors import InputError
-from trainables.trial import load_model
+from trainables.trial import Trial, load_model
 
 NONE = (math.nan, math.nan)
 
@@ -215,6 +215,21 @@ def test_the_command_it_prints_trains_the_configuration(tmp_path, monkeypatch, c
     assert train.main(arguments) == 2  # nothing is overwritten
     assert "mine-0002.safetensors exists" in capsys.readouterr().err
     assert members.member(study.trials[2]).config.seed == 5  # the search's own
+
+
+def test_it_trains_on_as_many_threads_as_the_searchs_trials_had(tmp_path, monkeypatch):
+    study = search(tmp_path)
+    study.set_user_attr("settings", study.user_attrs["settings"] | {"cpus_per_trial": 3.5})
+    seen, train_epoch = [], Trial.train_epoch
+
+    def watched(trial):
+        seen.append(torch.get_num_threads())
+        return train_epoch(trial)
+
+    monkeypatch.setattr(Trial, "train_epoch", watched)
+    before = torch.get_num_threads()
+    assert train.main(["mine", "2", "--results-dir", str(tmp_path), "--out", str(tmp_path / "weights")]) == 0
+    assert set(seen) == {3} and torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize(

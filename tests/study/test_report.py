@@ -13,13 +13,14 @@ import torch
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 
+import trainables.examples
 from study import examples, figures, importances, page, report, storage
 from tests.study import browser, synthetic
 from tests.study.test_results import CONFIG, add
-from trainables import data
+from trainables import data, devices
 from trainables.config import EvalConfig, TrialConfig
 from trainables.examples import N_ATTACKED
-from trainables.trial import Trial, first_examples, load_model
+from trainables.trial import Trial, evaluation_attack, first_examples, load_model
 
 SETTINGS = {"name": "mine", "dataset": "digits", "eps": 0.1, "attack_steps": 10, "trials": 4}
 CONFIRMED = """\
@@ -133,10 +134,10 @@ def test_a_study_without_a_complete_trial_gets_a_page_when_it_ends(tmp_path):
 
 def test_what_a_device_hour_more_should_add_is_shown_where_the_sampler_knows(results):
     trials = storage.named("mine", str(results), None).get_trials()
-    assert "device-hour more" not in page.page(trials, SETTINGS, "measured", results)
+    assert "device-hour of training" not in page.page(trials, SETTINGS, "measured", results)
     trials[-1].set_user_attr("expected_gain_per_hour", 12.344)
     shown = page.page(trials, SETTINGS, "measured", results)
-    assert "a device-hour more should add</dt><dd>1,230 %<small>to the hypervolume" in shown
+    assert "a device-hour of training should add</dt><dd>1,230 %<small>to the hypervolume" in shown
 
 
 def test_an_unfinished_study_has_a_report_that_says_so(results, capsys):
@@ -202,7 +203,7 @@ class TestExamples:
             examples.make(trials, settings, results / "mine")
         assert not (results / "nowhere").exists()
 
-    def test_they_stay_in_the_ball_around_validation_images_that_the_model_gets_right(self, tmp_path):
+    def test_they_stay_in_the_ball_around_validation_images_that_the_model_gets_right(self, tmp_path, monkeypatch):
         dataset = data.load("digits")
         config = TrialConfig(depth=8, norm="batchnorm", seed=0)
         (tmp_path / "models").mkdir()
@@ -212,7 +213,16 @@ class TestExamples:
         attrs = {"config": config.model_dump(mode="json"), "clean_accuracy": 0.1, "n_examples": 32}
         study.add_trial(create_trial(values=[0.1, 1.0], user_attrs=attrs))
 
-        made = examples.make(study.trials, SETTINGS, tmp_path)
+        threads = []
+
+        def watched(*given):
+            threads.append(torch.get_num_threads())
+            return evaluation_attack(*given)
+
+        monkeypatch.setattr(trainables.examples, "evaluation_attack", watched)
+        with devices.computing_on(2):
+            made = examples.make(study.trials, SETTINGS, tmp_path)
+        assert threads == [1]  # trials may have the other cores
         images, labels = first_examples(dataset.validation, N_ATTACKED)
         right = (load_model(path)(images).argmax(1) == labels).nonzero()[:, 0]
         assert 0 < len(made.shown) == min(len(right), examples.N_SHOWN)
