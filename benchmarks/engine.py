@@ -56,6 +56,7 @@ from trainables.data import Split
 from trainables.errors import InputError
 from trainables.files import write_whole
 from trainables.resnet import resnet
+from trainables.sgd import SGD
 
 EPS, STEP_SIZE = 8 / 255, 2 / 255
 
@@ -166,7 +167,7 @@ def make_trainer(
 ) -> engine.Trainer:
     device = settings.torch_device
     model = network(settings, norm, seed).to(memory_format=torch.channels_last)
-    optimizer = engine.make_optimizer(model, momentum=0.9, nesterov=False, weight_decay=5e-4)
+    optimizer = SGD(model, momentum=0.9, nesterov=False, weight_decay=5e-4)
     generator = torch.Generator(device).manual_seed(seed)
     step = adversarial.step(recipe(settings, training, batch_size), generator)
     graphs = Graphs(device, [generator], capture)

@@ -45,6 +45,22 @@ def test_what_translates_for_ray_needs_no_tensors(name):
     assert "torch" not in set(imported(ROOT / "study" / name))
 
 
+TRAINS = """
+import sys, torch, torch.nn.functional as F
+from trainables import engine, resnet, sgd
+
+model = resnet.resnet(8, 10, 1, "fixup")
+optimizer = sgd.SGD(model, momentum=0.9, nesterov=True, weight_decay=5e-4)
+optimizer.set_lr(0.1)
+engine.train_step(model, optimizer, lambda model, x, y: x, torch.rand(4, 1, 8, 8), torch.arange(4))
+sys.exit("torch._dynamo" in sys.modules)
+"""
+
+
+def test_a_training_step_does_without_torchs_compiler():
+    assert subprocess.run([sys.executable, "-c", TRAINS], cwd=ROOT).returncode == 0
+
+
 COMMANDS = ["pareto", "report", "reproduce", "confirm", "recommend", "train", "dashboard"]
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from trainables.attacks import (
     Attack,
@@ -23,6 +22,7 @@ from trainables.attacks import (
     summed_cross_entropy,
 )
 from trainables.engine import Step, train_step, update
+from trainables.sgd import SGD
 
 if TYPE_CHECKING:  # which needs pydantic; a step reads the same fields of anything
     from trainables.config import TrialConfig
@@ -73,7 +73,7 @@ class FreeStep:
         if self.delta is not None:
             self.delta.zero_()
 
-    def __call__(self, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, model: nn.Module, optimizer: SGD, x: Tensor, y: Tensor) -> Tensor:
         """`free_replays` updates on one batch; returns their mean loss."""
         if self.delta is None or len(self.delta) < len(x):
             n = max(self.largest, len(x))
@@ -99,7 +99,7 @@ def trades(config: "TrialConfig", generator: torch.Generator) -> Step:
     """
     step_size = config.step_size or default_step_size(config.eps, config.pgd_steps)
 
-    def step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Tensor:
+    def step(model: nn.Module, optimizer: SGD, x: Tensor, y: Tensor) -> Tensor:
         start = 0.001 * torch.empty_like(x).normal_(generator=generator)
         with evaluating(model):
             with torch.no_grad():
@@ -166,7 +166,7 @@ def craft(
 def against(attack: Attack) -> Step:
     """The step that trains on what `attack` finds."""
 
-    def step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Tensor:
+    def step(model: nn.Module, optimizer: SGD, x: Tensor, y: Tensor) -> Tensor:
         return train_step(model, optimizer, attack, x, y)
 
     return step

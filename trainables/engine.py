@@ -1,4 +1,4 @@
-"""One update, the optimizer that makes it, and passes over images that stay on the device.
+"""One update, and passes over images that stay on the device.
 
 A step has no host work that depends on data and no tensor that moves, so on CUDA it is captured as a graph
 (cuda_graphs.py) and replayed; elsewhere the same function runs as it is. docs/engine.md says what that asks for.
@@ -12,22 +12,21 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
 
 from trainables.attacks import Attack
 from trainables.cuda_graphs import Graphs
 from trainables.data import Split, augment, to_float
-from trainables.resnet import parameter_groups
+from trainables.sgd import SGD
 
 # model, optimizer, images (N, C, H, W) in [0, 1], labels (N,) -> mean loss, detached. A step that carries something
 # from batch to batch drops it in `begin_epoch`.
-Step = Callable[[nn.Module, Optimizer, Tensor, Tensor], Tensor]
+Step = Callable[[nn.Module, SGD, Tensor, Tensor], Tensor]
 
 # What torch computes float32 convolutions with on CUDA. Elsewhere float32 is float32.
 CONVOLUTIONS = {"fp32": "ieee", "tf32": "tf32", "bf16": "tf32"}
 
 
-def train_step(model: nn.Module, optimizer: Optimizer, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
+def train_step(model: nn.Module, optimizer: SGD, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
     """One update on the worst images `attack` finds near `x`; returns the mean loss.
 
     Args:
@@ -44,59 +43,16 @@ def train_step(model: nn.Module, optimizer: Optimizer, attack: Attack, x: Tensor
     return update(optimizer, F.cross_entropy(model(x), y))
 
 
-def update(optimizer: Optimizer, loss: Tensor) -> Tensor:
+def update(optimizer: SGD, loss: Tensor) -> Tensor:
     """One step down `loss`, which comes back detached; a loss that is not finite changes nothing.
 
     Gradients do not outlive the step: in a captured graph their memory serves other tensors afterwards.
     """
     loss.backward()
     loss = loss.detach()
-    optimizer.found_inf = (~loss.isfinite()).float()  # fused optimizers read it on the device, and skip at 1
-    optimizer.step()
+    optimizer.step(skip=(~loss.isfinite()).float())
     optimizer.zero_grad()
     return loss
-
-
-def make_optimizer(model: nn.Module, *, momentum: float, nesterov: bool, weight_decay: float) -> SGD:
-    """SGD over the model's parameter groups; nothing moves before `set_lr`.
-
-    Each group's `lr` is a float32 tensor on the parameters' device: fused kernels read it there,
-    so a captured CUDA graph sees a new rate, where a number would be baked in. Momentum starts from zeros,
-    since torch's own first step is another one than the rest.
-    """
-    device = next(model.parameters()).device
-    groups = [{**group, "lr": torch.zeros((), device=device)} for group in parameter_groups(model)]
-    optimizer = SGD(groups, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True)
-    if momentum:
-        for parameter in parameters(optimizer):
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
-
-
-def parameters(optimizer: Optimizer) -> list[Tensor]:
-    """In the order in which `optimizer.state_dict()` numbers them."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def momentum_buffers(optimizer: Optimizer) -> list[Tensor]:
-    """One per parameter, none without momentum."""
-    return [optimizer.state[parameter]["momentum_buffer"] for parameter in parameters(optimizer) if optimizer.state]
-
-
-def load_momentum(optimizer: Optimizer, state: dict[str, object]) -> None:
-    """Takes the momentum of `optimizer.state_dict()`, in place: torch's `load_state_dict` would put other tensors
-    where a captured graph goes on using those it knows."""
-    saved = state["state"]
-    with torch.no_grad():
-        for number, buffer in enumerate(momentum_buffers(optimizer)):
-            buffer.copy_(saved[number]["momentum_buffer"])
-
-
-def set_lr(optimizer: Optimizer, lr: float | Tensor) -> None:
-    """Sets every group's rate to `lr` times its `lr_factor`, in place; a tensor is a float64 scalar on the device."""
-    for group in optimizer.param_groups:
-        rate = lr * group["lr_factor"]
-        group["lr"].copy_(rate) if isinstance(rate, Tensor) else group["lr"].fill_(rate)
 
 
 def batch(split: Split, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,7 +95,7 @@ class Trainer:
 
     Args:
         model: Images to logits.
-        optimizer: From `make_optimizer`.
+        optimizer: Of the model's parameters.
         step: One update on a batch.
         split: Its images are uint8, or float32 in [0, 1].
         augmentation: A key of `data.AUGMENTATIONS`, applied once per pass.
@@ -221,7 +177,7 @@ class Trainer:
     def _step(self, size: int) -> None:
         """One update on the next `size` images of the pass."""
         index = self.order.index_select(0, self.position + self.offsets[:size])
-        set_lr(self.optimizer, self.lrs.index_select(0, self.number).squeeze(0))
+        self.optimizer.set_lr(self.lrs.index_select(0, self.number).squeeze(0))
         self.total += self.step(self.computing, self.optimizer, *batch(self.images, index)) * size
         self.position += size
         self.number += 1
@@ -249,10 +205,8 @@ class Trainer:
 
     def _state(self) -> list[Tensor]:
         """All that a step changes, but for what `step` begins each pass without."""
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        own = [self.position, self.number, self.total]
-        learnt = [*self.model.parameters(), *self.model.buffers(), *momentum_buffers(self.optimizer)]
-        return [*learnt, *rates, *own]
+        learnt = [*self.model.parameters(), *self.model.buffers(), *self.optimizer.momentum]
+        return [*learnt, *self.optimizer.rates, self.position, self.number, self.total]
 
     @contextmanager
     def _training(self) -> Iterator[None]:

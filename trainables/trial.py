@@ -21,6 +21,7 @@ from trainables.data import Dataset, Split, to_float
 from trainables.files import write_whole
 from trainables.norms import uses_batch_statistics
 from trainables.resnet import resnet
+from trainables.sgd import SGD
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Trial:
         self.config, self.dataset, self.evaluation, self.device = config, dataset, evaluation, device
         self.model = build_model(config, dataset, torch.Generator().manual_seed(config.seed))
         self.model = self.model.to(device, memory_format=torch.channels_last)
-        self.optimizer = engine.make_optimizer(
+        self.optimizer = SGD(
             self.model, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
         )
         self.generator = torch.Generator(device).manual_seed(config.seed)
@@ -279,7 +280,7 @@ class Trial:
             raise ValueError(f"checkpoint of another trial: {state['config']}; accepted: {self.config!r}")
         _ = self.training_images  # crafted before the seconds are set, which include the first crafting
         self.model.load_state_dict(state["model"])
-        engine.load_momentum(self.optimizer, state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.train_seconds = state["train_seconds"]
         self.calibrated_seconds = state["calibrated_seconds"]

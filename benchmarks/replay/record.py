@@ -30,6 +30,7 @@ from study import spaces
 from study.settings import StudySettings
 from trainables import adversarial, data, engine, resnet
 from trainables.config import EvalConfig, TrialConfig
+from trainables.sgd import SGD
 from trainables.trial import Diverged, Trial
 
 RESULTS = Path(__file__).parents[1] / "results" / "replay"
@@ -131,7 +132,7 @@ def step_seconds(config: TrialConfig, dataset: data.Dataset, size: int) -> float
     generator = torch.Generator().manual_seed(0)
     model = resnet.resnet(config.depth, dataset.num_classes, dataset.in_channels, config.norm, generator=generator)
     model = model.to(memory_format=torch.channels_last).train()
-    optimizer = engine.make_optimizer(model, momentum=0.9, nesterov=False, weight_decay=5e-4)
+    optimizer = SGD(model, momentum=0.9, nesterov=False, weight_decay=5e-4)
     step = adversarial.step(config, generator)
     run = partial(step, model, optimizer, *engine.batch(dataset.train, torch.arange(size)))
     run()

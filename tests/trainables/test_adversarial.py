@@ -7,8 +7,9 @@ from torch import nn
 
 from trainables.adversarial import RECIPES, FreeStep, step
 from trainables.config import Training, TrialConfig
-from trainables.engine import make_optimizer, set_lr, train_step
+from trainables.engine import train_step
 from trainables.resnet import resnet
+from trainables.sgd import SGD
 
 EPS, LR = 0.1, 0.5
 
@@ -25,8 +26,8 @@ def linear_model(n_classes=3):
 
 
 def with_optimizer(model, **settings):
-    optimizer = make_optimizer(model, **{"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, **settings})
-    set_lr(optimizer, LR)
+    optimizer = SGD(model, **{"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, **settings})
+    optimizer.set_lr(LR)
     return model, optimizer
 
 
@@ -240,17 +241,17 @@ def test_trades_attacks_in_eval_mode_and_trains_in_train_mode():
 
 def test_rates_are_set_in_place_and_follow_each_groups_factor():
     model, optimizer = with_optimizer(resnet(8, 10, 1, "fixup"), momentum=0.9, nesterov=True, weight_decay=1e-3)
-    addresses = [group["lr"].data_ptr() for group in optimizer.param_groups]
-    set_lr(optimizer, 0.25)
-    assert [group["lr"].data_ptr() for group in optimizer.param_groups] == addresses
-    assert [group["lr"].item() for group in optimizer.param_groups] == pytest.approx([0.25, 0.025])
-    assert all(group["lr"].dtype == torch.float32 for group in optimizer.param_groups)
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    addresses = [rate.data_ptr() for rate in optimizer.rates]
+    optimizer.set_lr(0.25)
+    assert [rate.data_ptr() for rate in optimizer.rates] == addresses
+    assert [rate.item() for rate in optimizer.rates] == pytest.approx([0.25, 0.025])
+    assert all(rate.dtype == torch.float32 for rate in optimizer.rates)
+    assert sum(len(group["params"]) for group in optimizer.groups) == len(list(model.parameters()))
 
 
 def test_nothing_moves_before_a_rate_is_set():
     model = linear_model()
-    optimizer = make_optimizer(model, momentum=0.9, nesterov=False, weight_decay=0.1)
+    optimizer = SGD(model, momentum=0.9, nesterov=False, weight_decay=0.1)
     train_step(model, optimizer, lambda model, x, y: x, *batch())
     torch.testing.assert_close(dict(model.state_dict()), dict(linear_model().state_dict()), rtol=0, atol=0)
 

@@ -15,6 +15,7 @@ from trainables.attacks import ContinuousPgd, pgd, robust_mask
 from trainables.config import ConstantBatch, EvalConfig, GeometricBatch, MilestoneBatch, TrialConfig
 from trainables.cuda_graphs import Graphs, unchanged
 from trainables.resnet import resnet
+from trainables.sgd import SGD
 from trainables.trial import Trial
 
 CPU = torch.device("cpu")
@@ -274,7 +275,7 @@ def test_a_loss_that_is_not_finite_is_skipped_in_a_replay(device, make_graphs):
     generator = torch.Generator(device).manual_seed(0)
     model = resnet(8, 10, 1, "batchnorm", generator=torch.Generator().manual_seed(0))
     model = model.to(device, memory_format=torch.channels_last)
-    optimizer = engine.make_optimizer(model, momentum=0.9, nesterov=False, weight_decay=0.0)
+    optimizer = SGD(model, momentum=0.9, nesterov=False, weight_decay=0.0)
     bad = torch.zeros((), device=device)
 
     def step(model, optimizer, x, y):
@@ -285,7 +286,7 @@ def test_a_loss_that_is_not_finite_is_skipped_in_a_replay(device, make_graphs):
     trainer = engine.Trainer(model, optimizer, step, split, "none", generator, make_graphs(device, [generator]))
 
     def weights():
-        state = [*model.parameters(), *engine.momentum_buffers(optimizer)]
+        state = [*model.parameters(), *optimizer.momentum]
         return [tensor.detach().clone() for tensor in state]
 
     trainer.train_epoch(8, [0.1])
@@ -321,13 +322,13 @@ def test_a_tensor_of_the_host_is_noticed():
 @pytest.mark.parametrize("training", sorted(adversarial.RECIPES))
 def test_a_step_touches_one_device_only_and_reads_no_value(training, norm, monkeypatch):
     meta = torch.device("meta")  # tensors without values: whoever asks for one gets an error
-    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: None)  # has no meta kernel
+    monkeypatch.setattr(SGD, "step", lambda self, skip: None)  # has no meta kernel
     config = CONFIG.model_copy(
         update={"training": training, "pgd_steps": 2, "batch_size_schedule": ConstantBatch(size=4)}
     )
     with meta:
         model = resnet(8, 10, 3, norm)
-    optimizer = engine.make_optimizer(model, momentum=0.9, nesterov=False, weight_decay=0.0)
+    optimizer = SGD(model, momentum=0.9, nesterov=False, weight_decay=0.0)
     split = data.Split(torch.zeros(12, 3, 8, 8, dtype=torch.uint8, device=meta), torch.arange(12, device=meta))
     step = adversarial.step(config, None)
     trainer = engine.Trainer(model, optimizer, step, split, "none", None, Graphs(meta))

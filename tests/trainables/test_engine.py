@@ -10,7 +10,8 @@ from trainables.batch_schedules import batch_sizes, steps_per_epoch
 from trainables.config import ConstantBatch, GeometricBatch, LinearBatch, MilestoneBatch, PlateauBatch
 from trainables.cuda_graphs import Graphs
 from trainables.data import Split
-from trainables.resnet import resnet
+from trainables.resnet import parameter_groups, resnet
+from trainables.sgd import SGD
 
 N, EPOCHS = 1280 + 7, 10  # not a multiple of any batch size
 SPLIT = Split(torch.arange(N, dtype=torch.int64).view(N, 1, 1, 1).remainder(256).byte(), torch.arange(N))
@@ -41,7 +42,7 @@ def epochs_of(schedule, split=SPLIT):
 
 
 def make_trainer(model, step, split, augmentation="none", **settings):
-    optimizer = engine.make_optimizer(model, momentum=0.9, nesterov=False, weight_decay=5e-4)
+    optimizer = SGD(model, momentum=0.9, nesterov=False, weight_decay=5e-4)
     generator = torch.Generator().manual_seed(0)
     graphs = Graphs(torch.device("cpu"), [generator])
     return engine.Trainer(model, optimizer, step, split, augmentation, generator, graphs, **settings)
@@ -100,7 +101,7 @@ def test_an_epoch_equals_plain_loops_over_the_same_batches():
     loss = make_trainer(model, natural, split).train_epoch(8, lrs)
 
     order = torch.randperm(22, generator=torch.Generator().manual_seed(0))
-    groups = [{**group, "lr": 0.0} for group in engine.parameter_groups(reference)]
+    groups = [{**group, "lr": 0.0} for group in parameter_groups(reference)]
     optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4)
     reference.train()
     losses = []
@@ -143,7 +144,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight_and_shows_in_the_epochs_mea
         return engine.update(optimizer, loss * bad if len(calls) == 2 else loss)
 
     def copies(model, optimizer):
-        return [tensor.detach().clone() for tensor in [*model.parameters(), *engine.momentum_buffers(optimizer)]]
+        return [tensor.detach().clone() for tensor in [*model.parameters(), *optimizer.momentum]]
 
     trainer = make_trainer(model, second_is_bad, split)
     trainer.prepare(4)
@@ -160,10 +161,10 @@ def test_momentum_loads_into_the_tensors_that_are_there():
     split = images(12)
     trained, fresh = (make_trainer(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), natural, split) for _ in range(2))
     trained.train_epoch(4, [0.1] * 3)
-    addresses = [buffer.data_ptr() for buffer in engine.momentum_buffers(fresh.optimizer)]
-    engine.load_momentum(fresh.optimizer, trained.optimizer.state_dict())
-    assert [buffer.data_ptr() for buffer in engine.momentum_buffers(fresh.optimizer)] == addresses
-    pairs = zip(*(engine.momentum_buffers(t.optimizer) for t in (fresh, trained)), strict=True)
+    addresses = [buffer.data_ptr() for buffer in fresh.optimizer.momentum]
+    fresh.optimizer.load_state_dict(trained.optimizer.state_dict())
+    assert [buffer.data_ptr() for buffer in fresh.optimizer.momentum] == addresses
+    pairs = zip(*(t.optimizer.momentum for t in (fresh, trained)), strict=True)
     assert all(torch.equal(*pair) and pair[0].any() for pair in pairs)
 
 

@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainables.engine import make_optimizer, set_lr
+from trainables.engine import update
 from trainables.norms import BatchNorm2d
 from trainables.resnet import FixupBlock, parameter_groups, resnet, shortcut
+from trainables.sgd import SGD
 
 NORMS = ["batchnorm", "robustnorm", "groupnorm", "fixup"]
 VARIANTS = [(name, "population") for name in NORMS] + [("batchnorm", "batch"), ("robustnorm", "batch")]
@@ -132,16 +133,12 @@ def test_fixup_block_equals_the_published_formula():
 
 def test_fixup_56_trains_at_a_large_rate():
     model = resnet(56, 10, 1, "fixup", mean=(0.5,), std=(0.29,), generator=seeded())
-    optimizer = make_optimizer(model, momentum=0.9, nesterov=False, weight_decay=5e-4)
-    set_lr(optimizer, 0.1)
+    optimizer = SGD(model, momentum=0.9, nesterov=False, weight_decay=5e-4)
+    optimizer.set_lr(0.1)
     x, y = torch.rand(16, 1, 8, 8, generator=seeded()), torch.arange(16) % 10
     losses = []
     for _ in range(28):
-        loss = F.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        losses.append(update(optimizer, F.cross_entropy(model(x), y)).item())
     assert losses[0] == pytest.approx(math.log(10))
     assert all(map(math.isfinite, losses))
     assert losses[-1] < 0.9 * losses[0]
