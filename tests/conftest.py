@@ -1,5 +1,6 @@
 """What all tests share: the order in which they run, and real images, where they are at hand."""
 
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,12 @@ PER_CLASS = {"train": 40, "test": 20}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that those which run at once end together."""
+    """Long tests only where they are asked for; files with slow ones first, so that those which run at once end
+    together."""
+    if not os.environ.get("TEST_LONG"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: set TEST_LONG=1"))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

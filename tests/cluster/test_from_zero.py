@@ -14,7 +14,7 @@ from tests.cluster.hosts import ROOT, Host, Network, missing
 from tests.cluster.rayup import RAY
 from tests.faults.campaign import space_file
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.hosts, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.hosts, pytest.mark.timeout(900)]
 
 # As `ray up` leaves it on the head; the nodes are processes on the same host.
 CONFIG = {

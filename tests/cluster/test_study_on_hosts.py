@@ -17,7 +17,7 @@ from tests.faults import campaign
 from tests.faults.invariants import Account, check, open_study, read_log
 from trainables.trial import load_model
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.hosts, pytest.mark.timeout(2000)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.hosts, pytest.mark.timeout(2000)]
 
 N_TRIALS = 4
 EPOCHS = 20  # long enough for both workers to be met in the middle of a trial

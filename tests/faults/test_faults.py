@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from tests.faults import campaign
 from tests.faults.invariants import open_study
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 EPOCHS = 4
 start = partial(campaign.start_driver, epochs=EPOCHS)
