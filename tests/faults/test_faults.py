@@ -5,7 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 
 import psutil
@@ -25,9 +25,11 @@ def test_a_driver_whose_last_node_is_killed_says_so_and_the_same_command_goes_on
     driver = start(tmp_path, "alone", {})
     process = psutil.Process(driver.pid)
     campaign.wait_for_workers(process, driver)
-    # Workers can outlive the raylet for a while and finish the study: they go with it.
-    assert campaign.strike("raylet", process, random.Random(0))
-    campaign.strike("workers", process, random.Random(0))
+    # Workers can outlive the raylet for a while and finish the study: they go with it, whose children they are.
+    (raylet,) = campaign.raylet(process, random.Random(0))
+    for part in [raylet, *raylet.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            part.kill()
     assert driver.wait(timeout=90) == 1
     assert "error: Ray has lost its last node" in (tmp_path / "alone.out").read_text()
     assert start(tmp_path, "alone", {}).wait(timeout=300) == 0
