@@ -7,8 +7,8 @@ pareto: .venv/installed
 	$(BIN)/python -m study.pareto
 
 # Two files at a time, one thread each; a file's tests stay together, for they may share a study. Then those that need
-# the machine to themselves, a cluster of hosts. These, and tests that kill and break studies, are long: half an hour on two
-# cores, skipped without TEST_LONG=1.
+# the machine to themselves, a cluster of hosts. These, and tests that kill and break studies, are long: twenty minutes on
+# two cores, skipped without TEST_LONG=1.
 test: .venv/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not hosts" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m hosts tests/cluster

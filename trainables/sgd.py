@@ -50,7 +50,7 @@ class SGD:
 
     @torch.no_grad()
     def step(self, skip: Tensor) -> None:
-        """Moves all parameters along their gradients, none of which may be missing.
+        """Moves all parameters down their gradients, none of which may be missing.
 
         Args:
             skip: Scalar, float32, read on the device: at 1 nothing changes, at 0 all does.
