@@ -16,18 +16,16 @@ def rows_of(sections: dict[str, Row], name: str) -> list[Row]:
 
 
 def floor_seconds(row: Row, n_kernels: int | None, ceilings: list[Row], precision: str = "tf32") -> dict[str, float]:
-    """The three bounds of `FLOOR` on a step, from its counts and the ceilings; empty where one of them is missing."""
+    """The bounds of `FLOOR` on a step, from its counts and the ceilings: those for which nothing is missing."""
     ceiling = {(each["what"], each.get("precision")): each for each in ceilings}
-    if n_kernels is None:
-        return {}
-    try:
-        return {
-            "flops": row["flops"] / ceiling["matrix product", precision]["flop_per_second"],
-            "bytes": row["least_bytes"] / ceiling["copy", None]["bytes_per_second"],
-            "kernels": n_kernels * ceiling["graph node", None]["seconds"],
-        }
-    except KeyError:
-        return {}
+    bounds = {}
+    if ("matrix product", precision) in ceiling:
+        bounds["flops"] = row["flops"] / ceiling["matrix product", precision]["flop_per_second"]
+    if ("copy", None) in ceiling:
+        bounds["bytes"] = row["least_bytes"] / ceiling["copy", None]["bytes_per_second"]
+    if n_kernels is not None and ("graph node", None) in ceiling:
+        bounds["kernels"] = n_kernels * ceiling["graph node", None]["seconds"]
+    return bounds
 
 
 def table(sections: dict[str, Row]) -> list[Row]:
@@ -35,18 +33,22 @@ def table(sections: dict[str, Row]) -> list[Row]:
     n_kernels = {(row["norm"], row["training"]): row["kernels"] for row in rows_of(sections, "kernels")}
     cells: dict[tuple, Row] = {}
     for row in rows_of(sections, "steps"):
+        if "failed" in row:
+            continue
         key = (row["batch_size"], row["norm"], row["training"])
         cell = cells.setdefault(key, dict(zip(("batch_size", "norm", "training"), key, strict=True)) | {"variants": {}})
         variant = {name: row[name] for name in ("images_per_second", "ms_per_step")}
-        plain = cell["variants"].get("plain", variant)
-        cell["variants"][row["variant"]] = variant | {"times_plain": plain["ms_per_step"] / variant["ms_per_step"]}
+        cell["variants"][row["variant"]] = variant
+        if "plain" in cell["variants"]:  # which comes first
+            variant["times_plain"] = cell["variants"]["plain"]["ms_per_step"] / variant["ms_per_step"]
         if row["variant"] == "engine":
             cell["capture_seconds"] = row["prepare_seconds"]
             bounds = floor_seconds(row, n_kernels.get(key[1:]), rows_of(sections, "ceilings"))
             if bounds:
                 floor = 1000 * max(bounds.values())
                 bound_by = max(bounds, key=bounds.__getitem__)
-                cell["floor"] = {"ms_per_step": floor, "by": bound_by, "times": variant["ms_per_step"] / floor}
+                times = variant["ms_per_step"] / floor
+                cell["floor"] = {"ms_per_step": floor, "by": bound_by, "of": sorted(bounds), "times": times}
     return list(cells.values())
 
 
@@ -87,11 +89,15 @@ def lines(cells: list[Row], sections: dict[str, Row]) -> Iterator[str]:
         for name, variant in cell["variants"].items():
             yield (
                 f"{cell['batch_size']:5} {cell['norm']:10} {cell['training']:8} {name:34} "
-                f"{variant['images_per_second']:10.0f} {variant['ms_per_step']:9.3f} {variant['times_plain']:8.2f}"
+                f"{variant['images_per_second']:10.0f} {variant['ms_per_step']:9.3f} "
+                f"{variant.get('times_plain', math.nan):8.2f}"
             )
         if "floor" in cell:
             yield f"{'':25} {'floor, by ' + cell['floor']['by']:34} {'':10} {cell['floor']['ms_per_step']:9.3f}"
-    for name in ("tuning", "packing", "evaluation", "parity"):
+    for row in rows_of(sections, "steps"):
+        if "failed" in row:
+            yield "steps      " + ", ".join(f"{key} {value}" for key, value in row.items())
+    for name in ("timed", "heuristic", "packing", "streams", "evaluation", "parity"):
         for row in rows_of(sections, name):
             yield f"{name:10} " + ", ".join(f"{key} {short(value)}" for key, value in row.items())
     for row in parity_differences(sections):

@@ -2,8 +2,9 @@
 
 Training is the loop of cifar/cifar_train.py of github.com/hongyi-zhang/Fixup: torchvision's transforms in a DataLoader,
 `zero_grad`, `backward`, `step`, `loss.item()`. PGD training is that of github.com/locuslab/fast_adversarial,
-CIFAR10/train_pgd.py, whose attack calls `backward` and so fills every weight's gradient too. Torch is left as it is by
-default, so "fp32" convolutions are TF32 on GPUs that have it.
+CIFAR10/train_pgd.py, whose attack calls `backward` and so fills every weight's gradient too. As in Fixup's script cuDNN
+shall time its kernels, which is for the caller to ask; otherwise torch is left as it is by default, so float32
+convolutions are TF32 on GPUs that have it.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ class Images(Dataset):
     """Images of a split as torchvision's data sets hand them out: PIL, transformed when asked."""
 
     def __init__(self, split: Split) -> None:
-        self.images = split.images.permute(0, 2, 3, 1).cpu().numpy()
+        self.images = split.images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         self.labels = split.labels.tolist()
         crop = transforms.RandomCrop(split.images.shape[2], padding=split.images.shape[2] // 8)
         self.transform = transforms.Compose([crop, transforms.RandomHorizontalFlip(), transforms.ToTensor()])

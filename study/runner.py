@@ -17,6 +17,7 @@ import ray
 import yaml
 from optuna.exceptions import StorageInternalError
 from ray import tune
+from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 from sqlalchemy.exc import SQLAlchemyError
@@ -265,8 +266,18 @@ class Watch(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
         silent = time.monotonic() - self.heard.pop(trial.trial_id, math.inf)
         hung = self.epoch_timeout <= silent < math.inf  # its worker's watchdog ended it
-        reason = f"hung, no epoch ended within {self.epoch_timeout:g} s" if hung else "worker or node lost"
+        reason = f"hung, no epoch ended within {self.epoch_timeout:g} s" if hung else what_failed(trial)
         self.search.fail(trial.trial_id, reason)
+
+
+def what_failed(trial: TuneTrial) -> str:
+    """The first line of what its worker raised, if the worker lives."""
+    file = trial.pickled_error_file  # Tune's own getter looks for it where it is copied to later
+    error = ray.cloudpickle.loads(Path(file).read_bytes()) if file else None
+    if not isinstance(error, RayTaskError):
+        return "worker or node lost"
+    cause = error.cause or error
+    return f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
 
 
 class Results:
@@ -315,6 +326,7 @@ def run(
         OSError: If the disk is full; the study can be continued after space was made.
     """
     folder = settings.folder.absolute()
+    gpus = gpus_per_trial(settings, resources)
 
     def worker_config(number: int) -> dict[str, object]:
         return {
@@ -323,6 +335,7 @@ def run(
             "folder": join(settings.checkpoints, checkpoint_name(number)),
             "shared": shared,
             "threads": settings.threads,
+            "shares_gpu": 0 < gpus < 1,
             "epoch_timeout": settings.epoch_timeout,
         }
 
@@ -349,7 +362,7 @@ def run(
         settings.until_gain,
     )
     tuner = tune.Tuner(
-        tune.with_resources(RayTrial, {"cpu": settings.cpus_per_trial, "gpu": gpus_per_trial(settings, resources)}),
+        tune.with_resources(RayTrial, {"cpu": settings.cpus_per_trial, "gpu": gpus}),
         tune_config=tune.TuneConfig(
             search_alg=search,
             scheduler=StopEarly(search),

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Generator, Tensor
@@ -24,10 +24,18 @@ class Graphs:
         device: Where the work runs.
         generators: All that the work draws from. Replays advance them like the work itself would.
         capture: False replays the work as it is on CUDA too.
+        time_kernels: Whether cuDNN times its kernels and takes the fastest, which needs the device to itself: beside
+            others it takes one or another by chance. False takes those that it expects to be fast, always the same.
     """
 
-    def __init__(self, device: torch.device, generators: Sequence[Generator] = (), capture: bool = True) -> None:
-        self.device, self.generators = device, tuple(generators)
+    def __init__(
+        self,
+        device: torch.device,
+        generators: Sequence[Generator] = (),
+        capture: bool = True,
+        time_kernels: bool = True,
+    ) -> None:
+        self.device, self.generators, self.time_kernels = device, tuple(generators), time_kernels
         self.captures = capture and device.type == "cuda"
         self.prepared: set[Hashable] = set()
         self.graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
@@ -62,7 +70,7 @@ class Graphs:
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         # One stream for warming up and capturing, since workspaces belong to streams.
-        with torch.cuda.stream(self.stream), fastest_convolutions():
+        with torch.cuda.stream(self.stream), fastest_convolutions() if self.time_kernels else nullcontext():
             for _ in range(WARM_UPS):
                 work()
                 restore()
@@ -97,7 +105,10 @@ def unchanged(state: Sequence[Tensor], generators: Sequence[Generator]) -> Itera
 
 @contextmanager
 def fastest_convolutions() -> Iterator[None]:
-    """cuDNN times its kernels at each shape's first call and keeps the fastest, so runs may differ in rounding."""
+    """cuDNN times its kernels at each shape's first call and keeps the fastest, so runs may differ in rounding.
+
+    First in the process: a shape that was met without this keeps the kernel that it got then.
+    """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:

@@ -30,13 +30,13 @@ class RayTrial(tune.Trainable):
     Its config has `number` (Optuna's), `name` (what a person reads, e.g. `0007 fixup 8→128`), `trial`, `data` and
     `evaluation` (fields of TrialConfig, DataConfig, EvalConfig), `folder` (the place of the trial's checkpoint, a
     path or URI), `shared` (a place and a file that the driver wrote there; None where trials run on the driver's
-    host), `threads`, `epoch_timeout` (seconds after which an epoch counts as hung) and `seconds_per_step`: by kind
-    of device, then batch size, those measured before for this network, norm and training. What is measured here
-    goes along with the first report as `calibration`.
+    host), `threads`, `shares_gpu` (whether others train on its GPU), `epoch_timeout` (seconds after which an epoch
+    counts as hung) and `seconds_per_step`: by kind of device, then batch size, those measured before for this network,
+    norm and training. What is measured here goes along with the first report as `calibration`.
 
     The trial's own failures (diverged, out of memory, an exception) end it with a last result that
-    says `failure`, so that Tune does not retry them. What the machine does (a killed process, a
-    lost node) reaches Tune as an error; the retried trial goes on from its checkpoint.
+    says `failure`, so that Tune does not retry them. What the machine does (a killed process, a lost
+    node, a GPU's error) reaches Tune as an error; the retried trial goes on from its checkpoint.
     """
 
     def setup(self, config: dict) -> None:
@@ -60,8 +60,10 @@ class RayTrial(tune.Trainable):
             row = self.trial.curve[-1] if self.trial.done else self._watched_epoch()
         except Exception as error:
             self.trial = None
-            if isinstance(error, Unreachable):
-                raise  # the network's or the store's failure, not the trial's
+            # Not the trial's failure, but the network's or the store's; or the GPU's, after which nothing runs in this
+            # process any more, so that another trial must not get it.
+            if isinstance(error, Unreachable | torch.AcceleratorError):
+                raise
             reason = failure(error)
             logger.exception("trial %s failed: %s", self.config["number"], reason)
             return {"done": True, "failure": reason, "study_problem": study_problem(error)}
@@ -80,13 +82,15 @@ class RayTrial(tune.Trainable):
             load_dataset(DataConfig(**config["data"]), str(device)),
             EvalConfig(**config["evaluation"]),
             device,
+            config["shares_gpu"],
         )
         state = folder.load(device)
         if state is not None:
             trial.load_state_dict(state)
         self.news = {"earlier": list(trial.curve)}
         if not trial.done:
-            trial.warm_up()
+            with devices.shared(device, self._study):  # not while another measures
+                trial.warm_up()
             self._calibrate(trial)
         self.trial, self.folder = trial, folder
 

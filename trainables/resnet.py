@@ -121,7 +121,7 @@ def stages(n_blocks: int, block: MakeBlock) -> nn.Sequential:
 
 
 def conv3x3(n_in: int, n_out: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
+    return Conv3x3(n_in, n_out) if stride == 1 else nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
 
 
 def he_init(conv: nn.Conv2d, generator: torch.Generator | None) -> None:
@@ -134,6 +134,31 @@ def shortcut(x: Tensor, n_out: int, stride: int) -> Tensor:
     if stride == 1:
         return x
     return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, n_out - x.shape[1]))
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution that keeps height and width; on CPUs, one of a 2x2 image is a matrix product.
+
+    Each pixel there sees the whole image, through four of its nine taps. The product leaves out the terms with padding,
+    and its gradients too are products, where oneDNN is slow: docs/engine.md has the times.
+    """
+
+    taps: Tensor
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__(n_in, n_out, 3, padding=1, bias=False)
+        pixels = torch.cartesian_prod(torch.arange(2), torch.arange(2))
+        row, column = (pixels - pixels[:, None] + 1).unbind(-1)  # of the tap from a pixel (out) to a pixel (in)
+        taps = 9 * torch.arange(n_out)[:, None] + (3 * row + column)[:, None]  # (out, n_out, in)
+        self.register_buffer("taps", taps.flatten(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2:] != (2, 2) or x.device.type != "cpu":
+            return super().forward(x)
+        taps = self.weight.permute(0, 2, 3, 1).reshape(-1, self.in_channels)  # a view where channels are last
+        matrix = taps.index_select(0, self.taps).view(4 * self.out_channels, 4 * self.in_channels)
+        y = F.linear(x.permute(0, 2, 3, 1).flatten(1), matrix)
+        return y.view(-1, 2, 2, self.out_channels).permute(0, 3, 1, 2)
 
 
 class Standardize(nn.Module):

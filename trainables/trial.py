@@ -38,9 +38,23 @@ class Trial:
     Same configuration, device and versions give the same result: initialisation, batches and
     attacks each draw from generators seeded by `config.seed`. On CUDA, cuDNN may choose other
     kernels from run to run; nothing else varies.
+
+    Args:
+        config: What to train.
+        dataset: On the device.
+        evaluation: How to judge it.
+        device: Where all of it runs.
+        shares_device: Whether others use a GPU at the same time, so that cuDNN must not time its kernels.
     """
 
-    def __init__(self, config: TrialConfig, dataset: Dataset, evaluation: EvalConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: TrialConfig,
+        dataset: Dataset,
+        evaluation: EvalConfig,
+        device: torch.device,
+        shares_device: bool = False,
+    ) -> None:
         self.config, self.dataset, self.evaluation, self.device = config, dataset, evaluation, device
         self.model = build_model(config, dataset, torch.Generator().manual_seed(config.seed))
         self.model = self.model.to(device, memory_format=torch.channels_last)
@@ -48,7 +62,7 @@ class Trial:
             self.model, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
         )
         self.generator = torch.Generator(device).manual_seed(config.seed)
-        self.graphs = Graphs(device, [self.generator])
+        self.graphs = Graphs(device, [self.generator], time_kernels=not shares_device)
         self.train_seconds = 0.0
         self.calibrated_seconds: float | None = 0.0  # None once an epoch ran without `calibrate`
         self.seconds_per_step: dict[int, float] = {}  # with the device alone, by batch size; see `calibrate`
@@ -168,7 +182,8 @@ class Trial:
             return train, self.dataset.augmentation
         images, labels = first_examples(train, len(train))
         start = time.perf_counter()
-        crafted = self._crafted(images, labels, config.eps, config.pgd_steps, config.step_size)
+        with engine.convolving_in(config.precision):
+            crafted = self._crafted(images, labels, config.eps, config.pgd_steps, config.step_size)
         self._synchronise()
         self.train_seconds += time.perf_counter() - start
         return Split(crafted, labels), "none"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import engine, plain_loop
-from benchmarks.engine_table import floor_seconds, parity_differences, small_against_large, table
+from benchmarks.engine_table import floor_seconds, lines, parity_differences, small_against_large, table
 from trainables.attacks import classified
 from trainables.resnet import resnet
 
@@ -51,10 +51,16 @@ def test_the_table_relates_variants_to_plain_to_the_floor_and_to_each_other():
                 "prepare_seconds": 1.0}  # fmt: skip
 
     rows = [step(8, "plain", 40.0), step(8, "engine", 10.0), step(128, "plain", 60.0), step(128, "engine", 80.0)]
-    sections = {"steps": {"rows": rows}, "ceilings": {"rows": ceilings}, "kernels": {"rows": [{**cell, "kernels": 2}]}}
-    small, large = table(sections)
+    rows.append({**cell, "batch_size": 8, "variant": "engine bf16", "failed": "out of memory"})
+    rows.append(step(512, "engine", 80.0))  # whose plain loop failed
+    found = {"steps": rows, "ceilings": ceilings, "kernels": [{**cell, "kernels": 2}]}
+    sections = {name: {"status": "complete", "seconds": 1.0, "rows": rows} for name, rows in found.items()}
+    small, large, alone = table(sections)
+    assert "times_plain" not in alone["variants"]["engine"] and set(small["variants"]) == {"plain", "engine"}
+    shown = "\n".join(lines([small, large, alone], sections))
+    assert "failed out of memory" in shown and "  nan\n" in shown
     assert (small["variants"]["engine"]["times_plain"], large["variants"]["engine"]["times_plain"]) == (4, 0.75)
-    assert small["floor"] == {"ms_per_step": 5.0, "by": "bytes", "times": 2.0}
+    assert small["floor"] == {"ms_per_step": 5.0, "by": "bytes", "of": ["bytes", "flops", "kernels"], "times": 2.0}
     assert small_against_large([small, large]) == pytest.approx({"fixup, natural": (10 / 8) / (80 / 128)})
 
 
@@ -94,7 +100,8 @@ def test_the_floor_is_the_largest_of_three_bounds():
     ]
     counts = {"flops": 200, "least_bytes": 50}
     assert floor_seconds(counts, 4, ceilings) == {"flops": 2.0, "bytes": 5.0, "kernels": 2.0}
-    assert floor_seconds(counts, 4, ceilings[:1]) == floor_seconds(counts, None, ceilings) == {}
+    assert floor_seconds(counts, 4, ceilings[:1]) == {"flops": 2.0}
+    assert floor_seconds(counts, None, ceilings) == {"flops": 2.0, "bytes": 5.0}
 
 
 def test_the_plain_attack_is_torchattacks():
@@ -139,3 +146,35 @@ def test_a_bad_option_gets_one_line(argv, field, capsys):
     assert engine.main(argv) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and field in error
+
+
+def test_a_packed_process_that_fails_costs_the_other_ways_nothing_and_the_daemon_is_stopped(monkeypatch):
+    asked, said = [], []
+
+    def control(command, input=b"", **options):
+        asked.append(input or command[-1])
+
+    def packed(settings):
+        raise RuntimeError("a packed process ended")
+        yield
+
+    monkeypatch.setattr(engine.subprocess, "run", control)
+    monkeypatch.setattr(engine, "packed_processes", packed)
+    engine.packing(engine.replace(engine.SMOKE, device="cuda"), said.append)
+    assert [row["how"] for row in said] == ["processes", "processes with MPS"]
+    assert all(row["failed"] == "a packed process ended" for row in said)
+    assert asked == ["-d", b"quit\n"]
+
+
+def test_no_section_goes_on_beyond_the_end_of_all(monkeypatch):
+    limits = []
+
+    def section(command, timeout):
+        limits.append(timeout)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(engine.subprocess, "run", section)
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: 100.0)
+    for end in (1000.0, 107.0, 90.0):
+        assert engine.measured("kernels", engine.Settings(), [], end)["status"] == "complete"
+    assert limits == [engine.SECTIONS["kernels"][1], 7.0, 1.0]

@@ -10,6 +10,8 @@ import os
 import sys
 import time
 
+import torch
+
 from study import pareto, runner, storage
 from trainables.ray_trainable import RayTrial
 
@@ -30,7 +32,17 @@ def kill_itself() -> None:
     os.kill(os.getpid(), 9)
 
 
-BEFORE_EPOCH_2 = {"hang": hang, "memory": exhaust_memory, "raise": raise_an_error, "die": kill_itself}
+def break_the_gpu() -> None:
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+BEFORE_EPOCH_2 = {
+    "hang": hang,
+    "memory": exhaust_memory,
+    "raise": raise_an_error,
+    "die": kill_itself,
+    "gpu": break_the_gpu,
+}
 AT_THE_END = {"nan": math.nan, "inf": math.inf}
 
 

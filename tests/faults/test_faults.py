@@ -37,19 +37,20 @@ def test_a_driver_whose_last_node_is_killed_says_so_and_the_same_command_goes_on
 
 
 def test_a_trial_that_fails_by_itself_fails_once_with_its_reason_and_the_others_go_on(tmp_path):
-    faults = {"1": "raise", "2": "nan", "3": "inf", "4": "memory", "5": "die"}
+    faults = {"1": "raise", "2": "nan", "3": "inf", "4": "memory", "5": "die", "6": "gpu"}
     driver = start(tmp_path, "faulty", faults, "--retries", "1")
     assert driver.wait(timeout=480) == 0, (tmp_path / "faulty.out").read_text()
     trials = open_study(tmp_path / "faulty").trials
-    assert [trial.state for trial in trials[1:6]] == [TrialState.FAIL] * 5
-    assert [trial.state for trial in [trials[0], *trials[6:]]] == [TrialState.COMPLETE] * 3
+    assert [trial.state for trial in trials[1:7]] == [TrialState.FAIL] * 6
+    assert [trial.state for trial in [trials[0], *trials[7:]]] == [TrialState.COMPLETE] * 2
     reasons = {trial.number: trial.user_attrs["reason"] for trial in trials}
     assert reasons[1] == "ZeroDivisionError: last line"
     assert "not finite" in reasons[2] and "not finite" in reasons[3]
     assert reasons[4].startswith("out of memory: ")
     assert reasons[5] == "machine: worker or node lost, 2 times"
+    assert reasons[6] == "machine: AcceleratorError: CUDA error: an illegal memory access was encountered, 2 times"
     opened = [line.split()[0] for line in (tmp_path / "faulty.log").read_text().splitlines() if " open " in line]
-    assert [opened.count(number) for number in "12345"] == [1, 1, 1, 1, 2]  # only the machine's failure is retried
+    assert [opened.count(number) for number in "123456"] == [1, 1, 1, 1, 2, 2]  # only the machine's is retried
     campaign.check(tmp_path / "faulty", campaign.N_TRIALS, EPOCHS, tmp_path / "faulty.log")
 
 

@@ -397,11 +397,12 @@ def test_continuous_batching_follows_weights_that_change(device, make_graphs, fe
     attack = running.continuous_pgd
     masks = []
     for _ in range(2):
-        masks.append(attack.robust_mask(x, y))
         fresh = ContinuousPgd(
             running.model, (1, 8, 8), 60, Graphs(device, capture=False), eps=0.1, steps=2, batch_size=256
         )
-        assert (masks[-1] != fresh.robust_mask(x, y)).sum() <= (device.type == "cuda")
+        with engine.convolving_in("fp32"):  # as the trial captured it
+            masks.append(attack.robust_mask(x, y))
+            assert (masks[-1] != fresh.robust_mask(x, y)).sum() <= (device.type == "cuda")
         running.train_epoch()
     assert not torch.equal(*masks)
 
@@ -428,6 +429,7 @@ def test_trials_one_after_the_other_free_their_graphs(few_digits):
         train(running)
         del running
         torch.cuda.synchronize()
+        torch._C._cuda_clearCublasWorkspaces()  # torch 2.11 keeps one for each of the 32 streams that it hands out
         torch.cuda.empty_cache()
         reserved.append(torch.cuda.memory_reserved())
     assert reserved[-1] <= reserved[1]

@@ -7,7 +7,7 @@ from torch import nn
 
 from trainables.engine import update
 from trainables.norms import BatchNorm2d
-from trainables.resnet import FixupBlock, parameter_groups, resnet, shortcut
+from trainables.resnet import Conv3x3, FixupBlock, parameter_groups, resnet, shortcut
 from trainables.sgd import SGD
 
 NORMS = ["batchnorm", "robustnorm", "groupnorm", "fixup"]
@@ -54,6 +54,28 @@ class TestEveryNorm:
         expected = model(x)
         model = model.to(memory_format=torch.channels_last)
         torch.testing.assert_close(model(x.contiguous(memory_format=torch.channels_last)), expected)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("size", [(2, 2), (1, 2), (2, 3), (4, 4)])
+def test_a_3x3_convolution_is_torchs_and_so_are_its_gradients(size, memory_format):
+    conv = Conv3x3(3, 5).double().to(memory_format=memory_format)
+    x = torch.randn(4, 3, *size, dtype=torch.float64, generator=seeded()).to(memory_format=memory_format)
+    along = torch.randn(4, 5, *size, dtype=torch.float64, generator=seeded(1))
+    x.requires_grad_()
+    outputs = conv(x), F.conv2d(x, conv.weight, padding=1)
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*[torch.autograd.grad(y, (x, conv.weight), along) for y in outputs])
+    assert list(conv.state_dict()) == ["weight"]
+
+
+def test_a_convolution_of_two_by_two_pixels_is_a_matrix_product_with_channels_last():
+    conv, x = Conv3x3(3, 5), torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    with torch.profiler.profile() as profile:
+        y = conv(x)
+    names = {event.key for event in profile.key_averages()}
+    assert "aten::linear" in names and "aten::convolution" not in names
+    assert y.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_resnet_56_has_085_million_parameters():
