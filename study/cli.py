@@ -1,7 +1,6 @@
 """What every command shares: one line and status 2 for the user's mistake, 130 for Ctrl-C."""
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -69,9 +68,6 @@ def run(command: click.Command, argv: Sequence[str] | None, package: str = "stud
         return _say(f"storage: {storage.cause(error)}; nothing that was stored is lost, the same command goes on", 1)
     except (KeyboardInterrupt, click.Abort):
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
 
 
 def _os_error(error: OSError) -> str:

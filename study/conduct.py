@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import optuna
 from rich.console import Console
 
@@ -14,6 +15,7 @@ from study import page, runner, search, spaces, storage
 from study.lock import driver_lock
 from study.progress import Progress, front_table
 from study.results import front_hypervolume, sync_models, write_study_json, write_tables
+from study.sampling import Draw
 from study.settings import StudySettings
 from study.sole_writer import SoleWriter
 from study.spaces import Space
@@ -35,6 +37,8 @@ def conduct(settings: StudySettings, space: Space) -> int:
     """
     dataset = data.load(settings.dataset, settings.data.data_dir)
     spaces.try_out(space, settings, len(dataset.train))
+    if settings.sampler == "front":
+        spaces.configure(space, settings, Draw(np.random.default_rng(settings.seed)))  # as it will be drawn from
     return carry_out(
         settings,
         partial(open_study, settings, space, len(dataset.train)),
@@ -60,7 +64,8 @@ def carry_out(
     Raises:
         InputError: If there is no such cluster, or another driver runs the study.
     """
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    # Without markup: labels and paths may have brackets.
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PLAIN_WIDTH, markup=False)
     with ExitStack() as stack:
         if settings.folder.exists():
             stack.enter_context(driver_lock(settings.folder))
@@ -88,9 +93,9 @@ def open_study(settings: StudySettings, space: Space, n_examples: int) -> optuna
     study = storage.open_study(SoleWriter(storage.from_url(settings.storage_url)), settings.name)
     n_existing, configure = len(study.get_trials(deepcopy=False)), partial(spaces.configure, space, settings)
     study.sampler = search.make_sampler(settings, n_existing, configure, n_examples)
+    study.set_user_attr("settings", settings.model_dump(mode="json", exclude=NOT_STORED))
     search.requeue_interrupted(study)
     search.enqueue_baselines(study, space)
-    study.set_user_attr("settings", settings.model_dump(mode="json", exclude=NOT_STORED))
     return study
 
 

@@ -5,15 +5,19 @@ Without any option this trains ResNet-56 on scikit-learn's digits, some 16 trial
 The same command again continues a study that was interrupted, or reports one that is finished.
 """
 
+import json
+import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 import optuna
 
 from study import cli, spaces, storage
-from study.settings import StudySettings, from_layers
+from study.settings import RUN_SETTINGS, StudySettings, from_layers
 from study.spaces import Space
 from trainables import stores
 from trainables.errors import InputError
@@ -38,7 +42,7 @@ MIN_FREE_BYTES = 100_000_000  # a few checkpoints and logs
 @click.option(
     "--stop-early/--no-stop-early", default=None, help="End trials that promise the front too little. [default: no]"
 )
-@click.option("--max-trial-seconds", type=float, help="Sampler front: no trial that would train longer.")
+@click.option("--max-trial-seconds", type=float, help="Sampler front: propose no trial that would train longer.")
 @click.option("--warm-start", metavar="NAME", help="Sampler front: learn from an earlier study beside this one.")
 @click.option(
     "--until-gain",
@@ -77,7 +81,7 @@ def command(**given: object) -> int:
 def resolve(given: dict[str, object]) -> tuple[StudySettings, Space]:
     """The settings, from what was given, what the study was made with, and the space; writes nothing."""
     space = spaces.load(str(given.get("space", "quickstart")))
-    given = {"name": space.path.stem} | given
+    given = {"name": re.sub(r"[^A-Za-z0-9._-]+", "-", space.path.stem)} | given
     stored = stored_settings(from_layers(given, None, space.defaults))
     if stored is not None and "space" not in given:
         space = spaces.load(str(stored["space"]))
@@ -88,23 +92,51 @@ def stored_settings(settings: StudySettings) -> dict[str, object] | None:
     """What the study of this name was made with; None where there is no such study yet.
 
     Raises:
-        InputError: If the results folder holds something else.
+        InputError: If the results folder holds something else, or the study is another program's.
     """
     folder = settings.folder
     others = [path for path in folder.glob("*") if not path.name.startswith(".")]  # our lock is hidden
     if settings.storage is None and others and not (folder / "study.db").exists():
         raise InputError(f"name: {folder} holds files but no study.db; accepted: a new --name, or an empty folder")
+    if settings.storage is not None:
+        storage.require_folder(settings.storage)
     study = storage.existing(settings.storage_url, settings.name)
-    return None if study is None else study.user_attrs.get("settings")
+    if study is not None and not storage.made_by_pareto(study):
+        raise InputError(f"name: {settings.name!r} is another program's study in that storage; accepted: a new --name")
+    stored = None if study is None else study.user_attrs.get("settings")
+    if settings.storage is not None and others and (stored is None or not made_with(folder, stored)):
+        raise InputError(f"name: {folder} holds files of another study; accepted: a new --name, or an empty folder")
+    return stored
+
+
+def made_with(folder: Path, stored: dict[str, object]) -> bool:
+    """Whether the folder's study.json, if there is one, tells of a study with these settings."""
+    try:
+        written = json.loads((folder / "study.json").read_bytes())["settings"]
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, KeyError):
+        return False
+    return all(written.get(field) == value for field, value in stored.items() if field not in RUN_SETTINGS)
 
 
 def check_room(settings: StudySettings) -> None:
     """Raises:
     InputError: If the results folder cannot be written, or its disk is all but full.
     """
-    existing = next(path for path in [settings.folder.absolute(), *settings.folder.absolute().parents] if path.exists())
+    folder = settings.folder.absolute()
+    for existing in (folder, *folder.parents):
+        try:
+            existing.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise InputError(f"results_dir: {error.strerror}: {str(existing)!r:.200}; accepted: a folder") from None
+        break
     if not existing.is_dir():
         raise InputError(f"results_dir: {existing} is a file; accepted: a folder")
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"results_dir: {existing} cannot be written; accepted: a folder that can")
     free = shutil.disk_usage(existing).free
     if free < MIN_FREE_BYTES:
         raise InputError(

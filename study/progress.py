@@ -136,4 +136,5 @@ class Progress:
 
     def _display(self, snapshot: Snapshot) -> Group:
         bar = ProgressBar(total=snapshot.target, completed=snapshot.done + snapshot.stopped + snapshot.failed, width=60)
-        return Group(front_table(snapshot.trials, "Pareto front so far"), Text(snapshot.line()), bar)
+        # The table last: of what is higher than the window, its end is not shown.
+        return Group(Text(snapshot.line()), bar, front_table(snapshot.trials, "Pareto front so far"))

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from safetensors import SafetensorError, safe_open
 from scipy.stats import binomtest
 
 from study.front import hypervolume, non_dominated
@@ -138,8 +139,12 @@ def trials_frame(trials: list[FrozenTrial]) -> pd.DataFrame:
 def front_frame(trials: list[FrozenTrial]) -> pd.DataFrame:
     """Front members, fastest first, with the path of their weights relative to the study's folder."""
     rows = [row(trial) | {"weights": f"models/{weights_name(trial.number)}"} for trial in front_of(trials)]
-    frame = pd.DataFrame(rows)
-    return frame.drop(columns=["state", "reason"]) if rows else frame
+    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=EMPTY_FRONT)
+    return frame.drop(columns=["state", "reason"], errors="ignore")
+
+
+# What a front without members has for a header, before any configuration adds its fields.
+EMPTY_FRONT = ["number", "label", "adversarial_accuracy", "clean_accuracy", "n_examples", "train_seconds", "weights"]
 
 
 def weights_name(number: int) -> str:
@@ -166,10 +171,11 @@ def sync_models(
     checkpoints = checkpoints or checkpoints_of(folder)
     models = folder / "models"
     models.mkdir(parents=True, exist_ok=True)
-    wanted = {weights_name(trial.number): trial.number for trial in front_of(trials)}
-    for name, number in wanted.items():
-        if not (models / name).exists():
-            made = stores.store(stores.join(checkpoints, checkpoint_name(number))).read("weights.safetensors")
+    wanted = {weights_name(trial.number): trial for trial in front_of(trials)}
+    for name, trial in wanted.items():
+        if not holds_weights(models / name, trial):
+            place = stores.join(checkpoints, checkpoint_name(trial.number))
+            made = stores.store(place).read("weights.safetensors")
             if made is not None:
                 write_whole(models / name, made)
     for path in models.glob("*.safetensors"):
@@ -179,6 +185,15 @@ def sync_models(
     finished = {checkpoint_name(trial.number) for trial in trials if trial.state.is_finished()}
     for name in finished.intersection(kept.names() if ended is None else [checkpoint_name(ended.number)]):
         kept.remove(name)
+
+
+def holds_weights(path: Path, trial: FrozenTrial) -> bool:
+    """Whether the file has weights of this trial's configuration, and not of another study's trial of that number."""
+    try:
+        with safe_open(path, "numpy") as file:
+            return json.loads(file.metadata()["config"]) == trial.user_attrs["config"]
+    except (FileNotFoundError, SafetensorError):
+        return False
 
 
 def write_tables(study: Study, folder: Path) -> None:

@@ -319,7 +319,7 @@ def run(
         objective: Which seconds are the objective.
 
     Returns:
-        "finished", "interrupted" or "timeout".
+        "finished", "too little gain", "interrupted" or "timeout".
 
     Raises:
         InputError: If the space turned out to yield a configuration that is not accepted.
@@ -393,7 +393,7 @@ def run(
         requeue_interrupted(study)
         if shared:
             kept.remove(DRIVER_FILE)
-    return "finished"
+    return "finished" if search.n_ended >= settings.trials else "too little gain"
 
 
 def trial_name(trial: TuneTrial) -> str:

@@ -6,12 +6,12 @@ certain, and the expected gain has a closed form. The same gain tells when a run
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -36,6 +36,7 @@ PLAIN_WEIGHT = 0.75  # of the hypervolume by plain seconds; that by log seconds 
 STOP_BELOW = 0.1  # of what decided for the newest proposal; that is the best of many, and so too hopeful
 
 Seconds = Callable[[TrialConfig], float | None]
+Distribution = TypeVar("Distribution", bound=BaseDistribution)
 
 
 class Draw:
@@ -51,24 +52,28 @@ class Draw:
     def __init__(self, generator: np.random.Generator, near: Mapping[str, object] | None = None) -> None:
         self.generator, self.near = generator, near or {}
         self.params: dict[str, Any] = {}
+        self.distributions: dict[str, BaseDistribution] = {}
         self.user_attrs: dict[str, object] = {}
 
     def set_user_attr(self, key: str, value: object) -> None:
         self.user_attrs[key] = value
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+    def suggest_categorical(self, name: str, choices: Iterable[Any]) -> Any:
+        choices = self._of(name, CategoricalDistribution(tuple(choices))).choices
         kept = name in self.near and self.near[name] in choices and self.generator.random() > CHANGE
         return self._keep(name, self.near[name] if kept else choices[self.generator.integers(len(choices))])
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
+        high = self._of(name, FloatDistribution(low, high, log, step)).high  # on the grid of the steps
         value = self._number(name, low, high, log)
         if step is not None:
             value = min(low + round((value - low) / step) * step, high)
         return self._keep(name, value)
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        high = self._of(name, IntDistribution(low, high, log, step)).high
         value = self._number(name, low - 0.5 * (not log), high + 0.5 * (not log), log)
         return self._keep(name, int(min(max(low + round((value - low) / step) * step, low), high)))
 
@@ -77,10 +82,13 @@ class Draw:
         u = self.generator.random()
         if name in self.near:
             if self.generator.random() > CHANGE:
-                return float(self.near[name])
+                return min(max(float(self.near[name]), low), high)
             centre = (scale(self.near[name]) - scale(low)) / max(scale(high) - scale(low), 1e-12)
             u = min(max(centre + 0.2 * self.generator.standard_normal(), 0.0), 1.0)
         return min(max(back(scale(low) + u * (scale(high) - scale(low))), low), high)
+
+    def _of(self, name: str, distribution: Distribution) -> Distribution:
+        return self.distributions.setdefault(name, distribution)
 
     def _keep(self, name: str, value: Any) -> Any:
         self.params[name] = value
@@ -231,7 +239,7 @@ class FrontSampler(BaseSampler):
         return {}
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        if "fixed_params" not in trial.system_attrs:
+        if "fixed_params" not in trial.system_attrs and not trial.params:  # an interrupted one has its own
             self.expected_seconds = self.timer(study)
             self.proposed = {trial.number: self.propose(study.get_trials(deepcopy=False))}
 

@@ -44,11 +44,16 @@ CURVE = (
     "lr",
 )
 
+
+def n_startup(n_trials: int) -> int:
+    """Trials before a model is asked; no more than half of a short study, which would otherwise be all random."""
+    return max(1, min(10, n_trials // 2))
+
+
 SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
-    # Half of a short study would otherwise be spent on random start-up proposals.
-    "tpe": lambda seed, n_trials: TPESampler(seed=seed, n_startup_trials=min(10, n_trials // 2), constant_liar=True),
+    "tpe": lambda seed, n_trials: TPESampler(seed=seed, n_startup_trials=n_startup(n_trials), constant_liar=True),
     "nsga2": lambda seed, n_trials: NSGAIISampler(seed=seed, population_size=max(4, min(50, n_trials // 4))),
-    "gp": lambda seed, n_trials: GPSampler(seed=seed, n_startup_trials=min(10, n_trials // 2)),
+    "gp": lambda seed, n_trials: GPSampler(seed=seed, n_startup_trials=n_startup(n_trials)),
     "random": lambda seed, n_trials: RandomSampler(seed=seed),
 }
 
@@ -81,7 +86,7 @@ def make_sampler(
         configure,
         partial(calibration.timer, n_examples=n_examples),
         seed,
-        n_startup=min(10, settings.trials // 2),
+        n_startup=n_startup(settings.trials),
         max_seconds=settings.max_trial_seconds,
         earlier=earlier,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from sqlalchemy import URL
 
 from trainables.config import DataConfig, DatasetName, EvalConfig, Frozen, one_line, six_n_plus_two
 from trainables.errors import InputError, nearest
@@ -18,6 +19,8 @@ Objective = Literal["measured", "calibrated"]
 RUN_SETTINGS = {"trials", "timeout", "sampler", "retries", "storage", "storage_path", "results_dir", "address"}
 RUN_SETTINGS |= {"concurrent", "cpus_per_trial", "gpus_per_trial", "epoch_timeout"}
 RUN_SETTINGS |= {"stop_early", "max_trial_seconds", "warm_start", "until_gain"}
+
+ONLY_FRONT = ("max_trial_seconds", "warm_start", "until_gain")  # what sampler `front` alone is steered by
 
 
 class StudySettings(Frozen):
@@ -42,9 +45,9 @@ class StudySettings(Frozen):
     until_gain: PositiveFloat | None = None  # of the hypervolume, per device-hour
     seed: Annotated[int, Field(ge=0, lt=2**31 - 1_000_000)] = 0
     retries: Annotated[int, Field(ge=0, le=1000)] = 3
-    epoch_timeout: PositiveFloat = 3600.0  # seconds
+    epoch_timeout: Annotated[float, Field(gt=0, le=1e9)] = 3600.0  # seconds
     objective: Objective | None = None  # None: calibrated where trials share a GPU or kinds of GPU differ
-    cpus_per_trial: Annotated[float, Field(gt=0, le=1024)] = 1.0
+    cpus_per_trial: Annotated[float, Field(ge=0.01, le=1024)] = 1.0
     gpus_per_trial: Annotated[float, Field(ge=0, le=64)] | None = None  # None: 1 where there are GPUs
     concurrent: PositiveInt | None = None  # None: as many as fit
     storage: str | None = None  # None: SQLite in the results folder
@@ -53,8 +56,14 @@ class StudySettings(Frozen):
     address: str | None = None  # None: Ray on this machine
 
     @model_validator(mode="after")
+    def a_hundredth_of_a_gpu_or_none(self) -> "StudySettings":
+        if self.gpus_per_trial is not None and 0 < self.gpus_per_trial < 0.01:
+            raise ValueError(f"gpus_per_trial: {self.gpus_per_trial} given; accepted: 0, or at least 0.01")
+        return self
+
+    @model_validator(mode="after")
     def only_front_steers(self) -> "StudySettings":
-        for field in ("max_trial_seconds", "warm_start", "until_gain"):
+        for field in ONLY_FRONT:
             if getattr(self, field) is not None and self.sampler != "front":
                 raise ValueError(f"{field}: given with sampler {self.sampler!r}; accepted: with sampler 'front'")
         return self
@@ -70,7 +79,7 @@ class StudySettings(Frozen):
 
     @property
     def storage_url(self) -> str:
-        return self.storage or f"sqlite:///{self.folder / 'study.db'}"
+        return self.storage or sqlite_url(self.folder / "study.db")
 
     @property
     def checkpoints(self) -> str:
@@ -111,11 +120,14 @@ def from_layers(
     Raises:
         InputError: If a value is not accepted, or differs from the study's own.
     """
-    unknown = set(defaults) - set(kind.model_fields)
+    unknown = [field for field in defaults if field not in kind.model_fields]
     if unknown:
-        raise InputError(f"DEFAULTS: {nearest(min(unknown), kind.model_fields)}")
+        raise InputError(f"DEFAULTS: {nearest(unknown[0], kind.model_fields)}")
+    kept = dict(stored or {})
+    if given.get("sampler", "front") != "front":  # another one than before is not steered any more
+        kept = {field: value for field, value in kept.items() if field not in ONLY_FRONT}
     try:
-        settings = kind(**{**defaults, **(stored or {}), **given})
+        settings = kind(**{**defaults, **kept, **given})
         if settings.depth is not None:
             six_n_plus_two(settings.depth)
     except ValidationError as error:
@@ -151,5 +163,10 @@ def fraction(text: str) -> float:
     """
     try:
         return float(Fraction(text)) if "/" in text else float(text)
-    except ZeroDivisionError:
+    except (ZeroDivisionError, OverflowError):
         raise ValueError(text) from None
+
+
+def sqlite_url(path: Path) -> str:
+    """Of the database in that file, whatever characters its path has."""
+    return URL.create("sqlite", database=str(path)).render_as_string()

@@ -3,12 +3,13 @@
 import importlib.util
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -18,6 +19,9 @@ from trainables.config import TrialConfig, trial_config
 from trainables.errors import InputError, nearest
 
 N_TRIED = 50  # random draws from a space before a study starts
+MAX_LABEL = 80  # characters: a label is part of file names
+PLAIN = (type(None), bool, int, float, str)  # what a database gives back as it was
+PLAIN_NAMES = ("None", "bool", "int", "float", "str")
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,15 @@ def load(name_or_path: str) -> Space:
         if not isinstance(value, dict):
             raise InputError(f"{field}: {type(value).__name__} given in {path}; accepted: a dict")
     for label, params in baselines.items():
+        if not isinstance(label, str) or not 0 < len(label) <= MAX_LABEL:
+            raise InputError(f"BASELINES: label {label!r:.60} given in {path}; accepted: up to {MAX_LABEL} characters")
         if not isinstance(params, dict):
             raise InputError(
                 f"BASELINES: {label!r} is {type(params).__name__} in {path}; accepted: a dict of parameters"
             )
+        for field, value in params.items():
+            if type(value) not in PLAIN:
+                raise InputError(f"BASELINES: {label!r}: {field}: {value!r} given; accepted: {', '.join(PLAIN_NAMES)}")
     return Space(path, function, baselines, defaults)
 
 
@@ -69,12 +78,12 @@ def _execute(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _users_line(path, error) from None
     return module
 
 
-def _users_line(path: Path, error: Exception) -> InputError:
+def _users_line(path: Path, error: BaseException) -> InputError:
     """The user's own line that raised, in one line."""
     if isinstance(error, SyntaxError) and error.lineno:
         return InputError(f"space: {path}:{error.lineno}: SyntaxError: {error.msg}: {(error.text or '').strip()}")
@@ -96,11 +105,14 @@ def configure(space: Space, settings: StudySettings, trial: optuna.Trial) -> Tri
         constants = space.function(trial)
     except (InputError, SQLAlchemyError, StorageInternalError):
         raise  # a storage that fails while a value is suggested is no mistake of the space
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _users_line(space.path, error) from None
     if not isinstance(constants, dict | None):
         raise InputError(f"space: {space.path} returned {type(constants).__name__}; accepted: a dict of constants")
     constants = dict(constants or {})
+    for field in constants:
+        if not isinstance(field, str):
+            raise InputError(f"space: {space.path} returned a field {field!r}; accepted: names of fields")
     label = trial.user_attrs.get("label")
     if label in space.baselines:
         refuse_incomplete(space, label, trial)
@@ -133,11 +145,24 @@ def try_out(space: Space, settings: StudySettings, n_train: int) -> None:
         trial = study.ask()
         with warnings.catch_warnings(action="ignore"):  # Optuna's word on what is refused in our own
             config = configure(space, settings, trial)
+        refuse_objects(space, trial.distributions)
         if config.batch_size_schedule.largest > n_train:
             raise InputError(
                 f"batch_size_schedule: {config.batch_size_schedule.largest} images in a batch given"
                 f"{f' by {label!r}' if label else ''}; accepted: at most the training set ({n_train})"
             )
+
+
+def refuse_objects(space: Space, distributions: Mapping[str, BaseDistribution]) -> None:
+    """Raises:
+    InputError: If a choice is none that the study's database gives back as it was: a tuple, an array's number.
+    """
+    for field, distribution in distributions.items():
+        for choice in getattr(distribution, "choices", ()):
+            if type(choice) not in PLAIN:
+                raise InputError(
+                    f"{field}: choice {choice!r} suggested by {space.path}; accepted: {', '.join(PLAIN_NAMES)}"
+                )
 
 
 def refuse_incomplete(space: Space, label: str, trial: optuna.Trial) -> None:

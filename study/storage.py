@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
+from study.settings import sqlite_url
 from trainables.errors import InputError, nearest
 
 OBJECTIVES = ["adversarial_accuracy", "train_seconds"]
@@ -22,11 +23,13 @@ SQLITE_TIMEOUT = 60  # seconds a writer waits for a locked file; the default of 
 
 
 def redacted(url: str) -> str:
-    """The URL without its password, for files and messages."""
+    """The URL without its passwords, for files and messages."""
     try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
         return "(not a URL)"
+    hidden = {key: "***" for key in parsed.query if "password" in key}
+    return parsed.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def from_url(url: str) -> RDBStorage:
@@ -60,9 +63,18 @@ def _sqlite_file(url: str) -> Path | None:
     """The file of a SQLite URL; None for other databases and for what is no URL."""
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         return None
     return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
+
+
+def require_folder(url: str) -> None:
+    """Raises:
+    InputError: If the URL is of a SQLite file in a folder that does not exist.
+    """
+    file = _sqlite_file(url)
+    if file is not None and not str(file).startswith((":", "file:")) and not file.parent.is_dir():
+        raise InputError(f"storage: {redacted(url)} given, no such folder: {file.parent}; accepted: one that exists")
 
 
 def open_study(storage: BaseStorage, name: str, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
@@ -99,14 +111,21 @@ def named(name: str, results_dir: str, url: str | None, field: str = "name") -> 
         raise InputError(
             f"{field}: {nearest(name, made)}" if made else f"{field}: {name!r}; accepted: none yet in {results_dir}"
         )
-    location = url or f"sqlite:///{file}"
+    location = url or sqlite_url(file)
     study = existing(location, name)
     if study is None:
         made = optuna.get_all_study_names(from_url(location)) if _has_studies(location) else []
         raise InputError(f"{field}: {nearest(name, made)}" if made else f"{field}: {name!r}; accepted: none yet there")
-    if "paper" in study.user_attrs.get("settings", {"paper": ""}) or study.directions != DIRECTIONS:
+    if "settings" not in study.user_attrs or not made_by_pareto(study):
         raise InputError(f"{field}: {name!r} was not made by study.pareto; accepted: a study that was")
     return study
+
+
+def made_by_pareto(study: optuna.Study) -> bool:
+    """Whether `study.pareto` made it, or has only begun to, and not `study.reproduce` or another program."""
+    settings = study.user_attrs.get("settings", {})
+    begun = bool(settings) or not study.get_trials(deepcopy=False)
+    return begun and "paper" not in settings and study.directions == DIRECTIONS
 
 
 def _has_studies(url: str) -> bool:

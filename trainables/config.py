@@ -188,15 +188,15 @@ def nest(params: dict[str, object]) -> dict[str, object]:
 
 def one_line(error: ValidationError) -> str:
     """The first mistake pydantic found: field, value given, values accepted."""
-    first = error.errors()[0]
+    errors = error.errors()
+    # A name that nobody knows says more than the one that is missing in its place.
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     kind, given, context = first["type"], first["input"], first.get("ctx", {})
     field = ".".join(str(part) for part in first["loc"] if part not in BATCH_KINDS)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if kind == "extra_forbidden":
         name = str(first["loc"][-1])
-        known = MODEL_FIELDS.get(error.title, ())
-        nested = len([part for part in first["loc"] if part not in BATCH_KINDS]) > 1
-        return f"{field}: unknown field" + ("" if nested else " " + nearest(name, known)) + more
+        return f"{field}: unknown field {nearest(name, fields_at(error.title, first['loc']))}{more}"
     if kind == "literal_error":
         accepted = [name.strip("' ") for name in context["expected"].replace(" or ", ", ").split(",")]
         return f"{field}: {nearest(given, accepted)}{more}"
@@ -205,13 +205,28 @@ def one_line(error: ValidationError) -> str:
     if kind == "value_error":
         message = str(context["error"])
         return (f"{field}: {message}" if field and not message.startswith(field) else message) + more
+    if kind == "union_tag_not_found":
+        return f"{field}.kind: nothing given; accepted: {', '.join(BATCH_KINDS)}{more}"
     if kind == "missing":
         return f"{field}: nothing given; accepted: a value{more}"
     accepted = first["msg"].removeprefix("Input should be ")
     return f"{field}: {given!r} given; accepted: {accepted}{more}"
 
 
-BATCH_KINDS = ("constant", "geometric", "linear", "milestones", "plateau")
+def fields_at(model: str, place: tuple[int | str, ...]) -> tuple[str, ...]:
+    """The fields that are known where an unknown one was given."""
+    kind = place[-2] if len(place) > 1 else None
+    return tuple(BATCH_SCHEDULES[kind].model_fields) if kind in BATCH_SCHEDULES else MODEL_FIELDS.get(model, ())
+
+
+BATCH_SCHEDULES = {
+    "constant": ConstantBatch,
+    "geometric": GeometricBatch,
+    "linear": LinearBatch,
+    "milestones": MilestoneBatch,
+    "plateau": PlateauBatch,
+}
+BATCH_KINDS = tuple(BATCH_SCHEDULES)
 MODEL_FIELDS = {model.__name__: tuple(model.model_fields) for model in (TrialConfig, DataConfig, EvalConfig)}
 
 

@@ -149,7 +149,7 @@ def split_indices(
     refusal = InputError(
         f"validation_fraction: {validation_fraction} given for {len(labels)} training images, {counts.min()} of "
         f"them of class {class_names[counts.argmin()]!r}; accepted: a fraction between 0 and 1 that leaves at least "
-        "one example of each class in train and in validation"
+        "one example of each class in train and in validation, or more images"
     )
     try:
         train, validation = train_test_split(
@@ -323,16 +323,18 @@ def present_or_downloaded(title: str, part: Callable[..., Part], data_dir: StrPa
         return part(root=root, train=True), part(root=root, train=False)
     except (RuntimeError, OSError):  # torchvision: not there, or not what its checksum says
         pass
-    existed, lock = os.path.exists(root), os.path.join(root, f".{title}.lock")
+    lock = os.path.join(root, f".{title}.lock")
+    made = [path for path in (Path(root).absolute(), *Path(root).absolute().parents) if not path.exists()]
     try:
         os.makedirs(root, exist_ok=True)
         with FileLock(lock):  # torchvision's download is not safe for two at once
             return part(root=root, train=True, download=True), part(root=root, train=False, download=True)
     except (RuntimeError, OSError, http.client.HTTPException) as error:
-        if not existed:
+        if made:
             with contextlib.suppress(OSError):  # what holds part of the download stays
                 os.remove(lock)
-                os.rmdir(root)
+                for path in made:
+                    path.rmdir()
         raise InputError(
             f"data_dir: {root!r} given, which does not hold {title}, and the download failed ({reason(error)}); "
             f"accepted: a folder that holds {title} as torchvision stores it, or a writable one and a network"
@@ -390,6 +392,11 @@ def folder_classes(folder: str) -> tuple[str, ...]:
     unknown = sorted(set(names["test"]) - set(names["train"]))
     if unknown:
         raise unusable(folder, f"whose test/ has classes that train/ lacks: {', '.join(map(repr, unknown))}")
+    for name in names["train"]:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise unusable(folder, f"whose class folder {name!r} has a name that is not UTF-8") from None
     if len(names["train"]) < 2:
         raise unusable(folder, f"whose train/ has one class, {names['train'][0]!r}, of the two or more needed")
     return tuple(names["train"])
@@ -421,8 +428,14 @@ def image_paths(class_folder: str) -> list[str]:
     def fail(error: OSError) -> None:
         raise error
 
-    walk = sorted(os.walk(class_folder, followlinks=True, onerror=fail))
-    return [os.path.join(parent, name) for parent, _, names in walk for name in sorted(names) if is_image_file(name)]
+    walked, seen = [], set()
+    for parent, folders, names in os.walk(class_folder, followlinks=True, onerror=fail):
+        place = os.path.realpath(parent)
+        folders[:] = [] if place in seen else sorted(folders)  # a link may lead back
+        if place not in seen:
+            walked.append((parent, sorted(names)))
+        seen.add(place)
+    return [os.path.join(parent, name) for parent, names in sorted(walked) for name in names if is_image_file(name)]
 
 
 def cached_images(folder: str, paths: Sequence[str]) -> np.ndarray:
@@ -532,6 +545,8 @@ def decode(folder: str, path: str) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"more than 8 bits a channel, mode {image.mode}, which would be cut off")
             return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         raise unusable(

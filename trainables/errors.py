@@ -17,6 +17,7 @@ class InputError(ValueError):
 def nearest(value: str, accepted: Iterable[str]) -> str:
     """`value` quoted, the nearest accepted name where one is near, and all accepted names."""
     names = sorted(accepted)
-    close = difflib.get_close_matches(str(value), names, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    by_lower = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(str(value).lower(), by_lower, n=1)
+    hint = f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
     return f"{value!r}{hint}; accepted: {', '.join(names)}"

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 TINY = ["--depth", "8", "--eval-examples", "60", "--attack-steps", "3"]
 
 SPACE = """
-BASELINES = {"published": {"batch_size_schedule.size": 128, "norm": "batchnorm", "lr_batch_ratio": 1e-3}}
+BASELINES = {"published [/x]": {"batch_size_schedule.size": 128, "norm": "batchnorm", "lr_batch_ratio": 1e-3}}
 DEFAULTS = {"dataset": "digits", "eps": 0.1}
 
 def space(trial):
@@ -61,7 +61,7 @@ class TestFinishedStudy:
     def test_it_ran_what_was_asked_and_no_more(self, finished):
         study = open_study(finished[0] / "results", "mine")
         assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 5
-        assert study.trials[0].user_attrs["label"] == "published"
+        assert study.trials[0].user_attrs["label"] == "published [/x]"
         for trial in study.trials:
             curve = trial.user_attrs["curve"]
             assert [row["epoch"] for row in curve] == [1, 2]
@@ -114,6 +114,7 @@ class TestFinishedStudy:
         out = finished[2].stdout
         assert "5/5 done, 0 running, 0 failed" in out and "hypervolume" in out
         assert "front.csv" in out and "--trials 10" in out
+        assert "#0 published [/x]: adversarial" in out
         assert "\x1b" not in out and "Trial status" not in out
         assert finished[2].stderr == ""
 
@@ -193,10 +194,16 @@ def test_real_images_in_folders_run_a_small_study(cifar_folder, tmp_path):
     assert study.user_attrs["settings"]["eps"] == 2 / 255
 
 
-BIG_BATCH = """
+SPACES = {
+    "big_batch.py": """
 def space(trial):
     return {"batch_size_schedule.kind": "constant", "batch_size_schedule.size": 4096}
-"""
+""",
+    "asks_the_study.py": """
+def space(trial):
+    trial.suggest_int("epochs", 1, 2 + len(trial.study.trials))
+""",
+}
 
 
 @pytest.mark.parametrize(
@@ -219,18 +226,23 @@ def space(trial):
         (["--dataset", "imagefolder", "--data-dir", "no/such/folder"], "no/such/folder"),
         (["--storage", "postgresql://me:secret@127.0.0.1:1/db"], "storage: postgresql://me:***@127.0.0.1:1/db"),
         (["--storage", "nonsense"], "storage: "),
+        (["--storage", "postgresql://me:secret@host:port/db"], "storage: (not a URL)"),
+        (["--storage", "sqlite:///no/such/folder/x.db"], "no such folder: no/such/folder"),
+        (["--results-dir", "x" * 300], "results_dir: File name too long"),
+        (["asks_the_study.py"], "asks_the_study.py:3: AttributeError: 'Draw' object has no attribute 'study'"),
         (["--cpus-per-trial", "0"], "cpus_per_trial: 0.0 given"),
         (["big_batch.py"], "4096 images in a batch given; accepted: at most the training set (1200)"),
     ],
 )
 def test_a_mistake_gets_one_line_and_status_2_and_writes_nothing(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "big_batch.py").write_text(BIG_BATCH)
-    assert pareto.main([*arguments, "--results-dir", "results"]) == 2
+    for name, text in SPACES.items():
+        (tmp_path / name).write_text(text)
+    assert pareto.main(["--results-dir", "results", *arguments]) == 2
     out, err = capsys.readouterr()
     assert err.startswith("error: ") and err.count("\n") == 1 and message in err
     assert "secret" not in err and out == ""
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["big_batch.py"]
+    assert {path.name for path in tmp_path.iterdir()} == set(SPACES)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port", "somewhere"])
@@ -276,6 +288,38 @@ def test_a_folder_with_other_files_is_not_taken_over(tmp_path, capsys):
     assert pareto.main(["--results-dir", str(tmp_path)]) == 2
     assert "holds files but no study.db" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "quickstart").iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_of_another_study_is_not_taken_over_by_one_elsewhere(tmp_path, capsys):
+    folder, other = tmp_path / "quickstart", f"sqlite:///{tmp_path / 'other.db'}"
+    command = ["--results-dir", str(tmp_path), "--storage", other]
+    folder.mkdir()
+    (folder / "study.json").write_text(json.dumps({"settings": {"eps": 0.3}}))
+    assert pareto.main(command) == 2  # nothing there that it could be the folder of
+    assert "holds files of another study" in capsys.readouterr().err
+    settings = StudySettings(name="quickstart", storage=other, results_dir=str(tmp_path), eps=0.1)
+    conduct.open_study(settings, spaces.load("quickstart"), 1000)
+    assert pareto.main(command) == 2
+    assert "holds files of another study" in capsys.readouterr().err
+    (folder / "study.json").write_text(json.dumps({"settings": settings.model_dump(mode="json")}))
+    assert pareto.resolve({"results_dir": str(tmp_path), "storage": other})[0].identity == settings.identity
+
+
+@pytest.mark.parametrize("directions", [["maximize"], ["maximize", "minimize"]])
+def test_another_programs_study_is_not_taken_over(directions, tmp_path, capsys):
+    url = f"sqlite:///{tmp_path / 'other.db'}"
+    theirs = optuna.create_study(storage=url, study_name="quickstart", directions=directions)
+    theirs.add_trial(optuna.trial.create_trial(values=[0.5] * len(directions)))
+    assert pareto.main(["--results-dir", str(tmp_path / "results"), "--storage", url]) == 2
+    assert "is another program's study" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["other.db"] and len(theirs.trials) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_a_mistake_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pareto.os, "access", lambda path, mode: str(path) != str(tmp_path))
+    assert pareto.main(["--results-dir", str(tmp_path / "results")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_driver_is_refused(tmp_path, capsys):

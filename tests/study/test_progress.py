@@ -58,6 +58,16 @@ def test_on_a_terminal_the_front_stays_in_view():
     assert "Pareto front so far" in out.getvalue() and "2/10 done" in out.getvalue()
 
 
+def test_a_front_higher_than_the_window_does_not_hide_how_far_the_study_is():
+    out = io.StringIO()
+    rows = trials(*[TrialState.COMPLETE] * 30)
+    with Progress(Console(file=out, width=120, height=24, force_terminal=True), 40, 0) as progress:
+        progress.update(rows)
+        progress.live.refresh()
+        shown = out.getvalue()
+    assert "30/40 done" in shown and "#29" not in shown
+
+
 def test_an_ended_trial_is_one_line_whatever_its_end():
     rows = trials(*STATES)
     assert ended_line(rows[2]) == "#2 t2: failed, finished"

@@ -1,13 +1,21 @@
+import json
+
+import numpy as np
 import optuna
 import pandas as pd
 import pytest
 from optuna.trial import TrialState
+from safetensors.numpy import load_file, save
 
 from study import results
 from study.storage import DIRECTIONS
 
 CONFIG = {"norm": "fixup", "training": "natural", "batch_size_schedule": {"kind": "constant", "size": 8}}
 CONFIG |= {"epochs": 3, "lr_batch_ratio": 1e-3}
+
+
+def weights(number, config=CONFIG):
+    return save({"number": np.array([number])}, {"config": json.dumps(config)})
 
 
 def add(study, adversarial=None, seconds=None, label=None, state=TrialState.COMPLETE):
@@ -67,20 +75,37 @@ def test_models_hold_front_members_only_and_finished_trials_leave_no_checkpoint(
     for number in range(5):
         folder = tmp_path / "tune" / "checkpoints" / results.checkpoint_name(number)
         folder.mkdir(parents=True)
-        (folder / "weights.safetensors").write_text(str(number))
+        (folder / "weights.safetensors").write_bytes(weights(number))
     results.sync_models(study.trials, tmp_path)
     results.sync_models(study.trials, tmp_path)
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["0000.safetensors", "0001.safetensors"]
-    assert (tmp_path / "models" / "0001.safetensors").read_text() == "1"
+    assert load_file(tmp_path / "models" / "0001.safetensors")["number"] == 1
     assert [path.name for path in (tmp_path / "tune" / "checkpoints").iterdir()] == ["0004"]
 
 
 def test_weights_of_a_member_that_became_dominated_are_removed(study, tmp_path):
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "0001.safetensors").write_text("1")
+    (tmp_path / "models" / "0001.safetensors").write_bytes(weights(1))
     add(study, 0.35, 4.0)
     results.sync_models(study.trials, tmp_path)
     assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize("found", [weights(7, CONFIG | {"epochs": 9}), b"half a file"])
+def test_weights_that_are_not_the_members_are_replaced_by_its_own(study, tmp_path, found):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "0001.safetensors").write_bytes(found)
+    own = tmp_path / "tune" / "checkpoints" / results.checkpoint_name(1)
+    own.mkdir(parents=True)
+    (own / "weights.safetensors").write_bytes(weights(1))
+    results.sync_models(study.trials, tmp_path)
+    assert load_file(tmp_path / "models" / "0001.safetensors")["number"] == 1
+
+
+def test_a_front_without_members_is_a_table_that_reads_as_one(tmp_path):
+    results.write_tables(optuna.create_study(directions=DIRECTIONS), tmp_path)
+    front = pd.read_csv(tmp_path / "front.csv")
+    assert len(front) == 0 and {"number", "adversarial_accuracy", "train_seconds", "weights"} <= set(front)
 
 
 def test_a_trial_is_described_by_its_label_or_by_what_it_is(study):

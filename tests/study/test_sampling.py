@@ -4,6 +4,7 @@ from functools import partial
 import numpy as np
 import optuna
 import pytest
+from optuna.distributions import IntDistribution
 from optuna.trial import TrialState
 
 from study import spaces
@@ -131,6 +132,28 @@ def test_integers_are_drawn_evenly_ends_included():
     generator = np.random.default_rng(0)
     drawn = [Draw(generator).suggest_int("n", 1, 4) for _ in range(2000)]
     assert np.bincount(drawn)[1:] == pytest.approx([500] * 4, abs=90)
+
+
+def test_draws_are_those_that_optuna_would_take():
+    generator = np.random.default_rng(0)
+    for near in ({}, {"n": 10, "x": 0.9}):
+        for _ in range(50):
+            draw = Draw(generator, near)
+            assert draw.suggest_int("n", 1, 10, step=2) in (1, 3, 5, 7, 9)
+            assert 0 <= draw.suggest_float("x", 0.0, 0.5) <= 0.5
+            assert draw.suggest_categorical("norm", {"batchnorm", "fixup"}) in ("batchnorm", "fixup")
+            assert draw.distributions["n"] == IntDistribution(1, 9, step=2)
+
+
+def test_an_interrupted_trial_keeps_its_parameters_and_nothing_is_proposed_for_it():
+    study = study_of(front_sampler(), n=1)
+    trial = study.ask()
+    configure(trial)
+    study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+    study.sampler.propose = lambda trials: pytest.fail("nothing to propose")
+    again = study.ask()
+    configure(again)
+    assert (again.number, again.params) == (trial.number, trial.params)
 
 
 def test_no_trial_beyond_the_seconds_allowed_is_proposed():

@@ -34,6 +34,10 @@ def test_how_a_study_is_run_may_change(field, value):
         ({"name": "a", "dataset": "cifar"}, "did you mean 'cifar10'"),
         ({"name": "a", "sampler": "tpa"}, "did you mean 'tpe'"),
         ({"name": "a", "cpus_per_trial": 0}, "cpus_per_trial: 0 given"),
+        ({"name": "a", "cpus_per_trial": 1e-5}, "cpus_per_trial: 1e-05 given"),
+        ({"name": "a", "gpus_per_trial": 1e-5}, "gpus_per_trial: 1e-05 given; accepted: 0, or at least 0.01"),
+        ({"name": "a", "epoch_timeout": 1e10}, "epoch_timeout: 10000000000.0 given"),
+        ({"name": "a", "sampler": "TPE"}, "did you mean 'tpe'"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_what_is_accepted(given, message):
@@ -44,13 +48,15 @@ def test_a_value_out_of_range_is_named_with_what_is_accepted(given, message):
 
 def test_a_misspelt_default_of_a_space_is_named():
     with pytest.raises(InputError, match="DEFAULTS: 'trails' \\(did you mean 'trials'"):
-        from_layers({"name": "a"}, None, {"trails": 3})
+        from_layers({"name": "a"}, None, {"trails": 3, 1: 2})
+    with pytest.raises(InputError, match="DEFAULTS: 1; accepted: "):
+        from_layers({"name": "a"}, None, {1: 2, "trails": 3})
 
 
 def test_fractions_are_read_as_numbers():
     assert fraction("8/255") == 8 / 255
     assert fraction("0.1") == 0.1
-    for text in ("8/0", "x", ""):
+    for text in ("8/0", "x", "", f"1{400 * '0'}/1"):
         with pytest.raises(ValueError):
             fraction(text)
 
@@ -59,4 +65,8 @@ def test_fractions_are_read_as_numbers():
 def test_what_needs_seconds_known_beforehand_needs_the_sampler_that_knows_them(field, value):
     with pytest.raises(InputError, match=f"{field}: given with sampler 'tpe'; accepted: with sampler 'front'"):
         from_layers({"name": "a", "sampler": "tpe", field: value}, None, {})
-    assert getattr(from_layers({"name": "a", "sampler": "front", field: value}, None, {}), field) == value
+    steered = from_layers({"name": "a", "sampler": "front", field: value}, None, {})
+    assert getattr(steered, field) == value
+    # Another sampler may take over later, which nothing steers.
+    after = from_layers({"name": "a", "sampler": "tpe"}, steered.model_dump(mode="json"), {})
+    assert after.sampler == "tpe" and getattr(after, field) is None

@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import optuna
 import pytest
 
@@ -82,6 +84,33 @@ def test_a_published_configuration_gives_exactly_what_is_suggested(tmp_path, bas
 def test_a_published_number_out_of_range_is_refused(tmp_path):
     text = "BASELINES = {'far': {'epochs': 99}}\ndef space(trial):\n    trial.suggest_int('epochs', 1, 9)\n"
     assert "epochs: 99 given" in refused(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("import numpy as np\nBASELINES = {'a': {'epochs': np.int64(1)}}\n" + GOOD, "epochs: np.int64(1) given"),
+        ("BASELINES = {'a' * 300: {}}\ndef space(trial): pass\n", "up to 80 characters"),
+        ("BASELINES = {1: {}}\ndef space(trial): pass\n", "up to 80 characters"),
+        ("def space(trial):\n    trial.suggest_categorical('a.sizes', [(8, 16), (8, 32)])\n", "unknown field 'a'"),
+        (
+            "def space(trial):\n"
+            "    trial.suggest_categorical('batch_size_schedule.sizes', [(8, 16), (8, 32)])\n"
+            "    return {'batch_size_schedule.kind': 'milestones', 'batch_size_schedule.milestones': (1,)}\n",
+            "batch_size_schedule.sizes: choice (8, 16) suggested",
+        ),
+        (
+            "import numpy as np\ndef space(trial):\n    trial.suggest_categorical('epochs', list(np.arange(1, 4)))\n",
+            "epochs: choice np.int64(1) suggested",
+        ),
+        ("def space(trial):\n    return {1: 2}\n", "a field 1"),
+        ("import sys\nsys.exit(0)\n", "mine.py:2: SystemExit: 0 in `sys.exit(0)`"),
+        ("def space(trial):\n    raise SystemExit('bye')\n", "mine.py:2: SystemExit: bye"),
+    ],
+)
+def test_what_a_study_could_not_go_on_with_is_refused_before_it_starts(tmp_path, text, message):
+    with pytest.warns(UserWarning) if "suggest_categorical" in text else nullcontext():
+        assert message in refused(tmp_path, text.replace('BASELINES = {"published": {"norm": "fixup"}}', ""))
 
 
 def test_a_batch_larger_than_the_training_set_is_refused(tmp_path):

@@ -4,17 +4,21 @@ from threading import Barrier
 import pytest
 
 from study import storage
+from study.settings import sqlite_url
 from trainables.errors import InputError
 
 
 def test_a_password_is_never_shown():
-    assert "secret" not in storage.redacted("postgresql://me:secret@host/db")
+    for url in ("postgresql://me:secret@host/db", "postgresql://host/db?password=secret&sslpassword=secret"):
+        assert "secret" not in storage.redacted(url) and "host/db" in storage.redacted(url)
     with pytest.raises(InputError) as error:
         storage.from_url("postgresql://me:secret@127.0.0.1:1/db")
     assert "secret" not in str(error.value) and "127.0.0.1" in str(error.value)
 
 
-@pytest.mark.parametrize("url", ["nonsense", "sqlite:////no/such/folder/study.db", "nodb://x/y", ""])
+@pytest.mark.parametrize(
+    "url", ["nonsense", "sqlite:////no/folder/study.db", "nodb://x/y", "", "postgresql://u@host:port/db"]
+)
 def test_a_storage_that_does_not_answer_is_one_line(url):
     with pytest.raises(InputError, match="storage: ") as error:
         storage.from_url(url)
@@ -46,9 +50,12 @@ def test_looking_for_a_study_makes_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_study_is_found_again(tmp_path):
-    url = f"sqlite:///{tmp_path / 'study.db'}"
+@pytest.mark.parametrize("folder", ["plain", "a?b", "a%20b", "a#b ü [x]"])
+def test_a_study_is_found_again(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    url = sqlite_url(tmp_path / folder / "study.db")
     study = storage.open_study(storage.from_url(url), "a")
     study.add_trial(storage.optuna.trial.create_trial(values=[0.5, 1.0]))
     assert storage.count_finished(url, "a") == 1
     assert storage.existing(url, "b") is None
+    assert (tmp_path / folder / "study.db").exists()

@@ -271,6 +271,16 @@ def test_nested_files_count_and_other_files_do_not(tmp_path):
     assert len(load("imagefolder", folder).test) == 7
 
 
+def test_a_link_that_leads_back_doubles_no_image(tmp_path):
+    folder = write_folder(tmp_path / "data")
+    (folder / "test" / "cat" / "loop").symlink_to(folder / "test")
+    (folder / "test" / "dog" / "self").symlink_to(folder / "test" / "dog")
+    elsewhere = write_image(tmp_path / "elsewhere" / "00.png", 500).parent
+    (folder / "test" / "dog" / "linked").symlink_to(elsewhere)
+    # The loop leads to both classes' images once, the link to one more.
+    assert torch.bincount(load("imagefolder", folder).test.labels).tolist() == [3 + 3 + 1, 3 + 1]
+
+
 def test_test_may_lack_a_class(tmp_path):
     folder = write_folder(tmp_path)
     for path in (folder / "test" / "cat").iterdir():
@@ -487,6 +497,20 @@ def awkward_name(folder: Path) -> None:
     (folder / "train" / "dog" / "two\nlines.png").write_text("not an image")
 
 
+def sixteen_bits(folder: Path) -> None:
+    write_folder(folder)
+    Image.fromarray(np.full(SHAPE[:2], 30_000, dtype=np.uint16)).save(folder / "train" / "dog" / "01.png")
+
+
+def floats(folder: Path) -> None:
+    write_folder(folder)
+    Image.fromarray(np.full(SHAPE[:2], 0.5, dtype=np.float32)).save(folder / "train" / "dog" / "01.tiff")
+
+
+def name_of_other_bytes(folder: Path) -> None:
+    write_folder(folder, classes=("cat", os.fsdecode(b"caf\xe9")))
+
+
 MISTAKES = [
     (no_folder, r"where '.*data' cannot be read \(No such file or directory\)"),
     (a_file, r"where '.*data' cannot be read \(Not a directory\)"),
@@ -504,6 +528,9 @@ MISTAKES = [
     (two_sizes, r"(?=.*'train/dog/01.png' \(10x9\)).*'train/\w+/\d+.png' \(8x8\)"),
     (dangling_link, r"where '.*gone.png' cannot be read \(No such file or directory\)"),
     (awkward_name, r"whose image 'train/dog/two\\nlines.png' is unreadable"),
+    (sixteen_bits, r"whose image 'train/dog/01.png' is unreadable \(ValueError: more than 8 bits a channel, mode I"),
+    (floats, r"whose image 'train/dog/01.tiff' is unreadable \(ValueError: more than 8 bits a channel, mode F"),
+    (name_of_other_bytes, r"whose class folder 'caf\\udce9' has a name that is not UTF-8"),
 ]
 
 
@@ -630,7 +657,8 @@ def test_downloaded_dataset_loads_offline(tmp_path, monkeypatch, offline, name):
 def test_download_without_a_network_is_refused_in_one_line(tmp_path, offline, name):
     pattern = rf"\Adata_dir: '.*' given, which does not hold {name.upper()}, .*service not known.*; accepted: [^\n]*\Z"
     with pytest.raises(InputError, match=pattern):
-        load(name, tmp_path)
+        load(name, tmp_path / "made" / "for it")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_download_goes_into_data_by_default(tmp_path, monkeypatch, offline):
