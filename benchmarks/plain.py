@@ -7,8 +7,9 @@ Written after two examples, whose manners it keeps:
 * cifar/cifar_train.py of github.com/hongyi-zhang/Fixup: two worker processes for each of the two loaders (Ray's
   example has eight), whole validation batches, a tenth of the learning rate for Fixup's scalars.
 
-Torch is left as it is by default: threads as Ray sets them (OMP_NUM_THREADS is the trial's CPUs), contiguous memory
-format, SGD neither fused nor foreach on CPUs, no persistent workers, nothing pinned. The attack is torchattacks' PGD.
+Torch is left as it is by default: its convolutions, threads as Ray sets them (OMP_NUM_THREADS is the trial's CPUs),
+contiguous memory format, SGD neither fused nor foreach on CPUs, no persistent workers, nothing pinned. The attack is
+torchattacks' PGD.
 """
 
 import os
@@ -27,7 +28,7 @@ from torchvision import transforms
 from trainables import batch_schedules, data
 from trainables.attacks import default_step_size
 from trainables.config import EvalConfig, TrialConfig
-from trainables.resnet import parameter_groups, resnet
+from trainables.resnet import Conv3x3, parameter_groups, resnet
 from trainables.trial import EVAL_BATCH
 
 N_WORKERS = 2
@@ -46,6 +47,17 @@ class Images(Dataset):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
+def with_torchs_convolutions(net: nn.Module) -> nn.Module:
+    """The same network and weights, without this project's own way of convolving 2x2 pixels."""
+    for module in list(net.modules()):
+        for name, conv in module.named_children():
+            if isinstance(conv, Conv3x3):
+                plain = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False)
+                plain.weight = conv.weight
+                setattr(module, name, plain)
+    return net
+
+
 def train(config: dict[str, dict[str, object]]) -> None:
     """Tune's function trainable: one natural training at a constant LR/batch ratio on digits.
 
@@ -61,7 +73,8 @@ def train(config: dict[str, dict[str, object]]) -> None:
     trainset, validation = Images(digits.train, transform), Images(digits.validation, transform)
 
     generator = torch.Generator().manual_seed(trial.seed)  # the weights that the other side starts from
-    net = resnet(trial.depth, digits.num_classes, digits.in_channels, trial.norm, generator=generator).to(device)
+    net = resnet(trial.depth, digits.num_classes, digits.in_channels, trial.norm, generator=generator)
+    net = with_torchs_convolutions(net).to(device)
     criterion = nn.CrossEntropyLoss()
     optimizer = optim.SGD(parameter_groups(net), lr=0.1, momentum=trial.momentum, weight_decay=trial.weight_decay)
     step_size = default_step_size(evaluation.eps, evaluation.attack_steps)

@@ -23,6 +23,7 @@ Different, and what is measured:
     actors           reused from trial to trial           fresh for each trial
     images           one uint8 tensor, a batch by index   PIL, transforms, two worker processes a loader
     memory format    channels last                        contiguous
+    2x2 pixels       a matrix product                     torch's convolution
     optimizer        fused                                torch's default
     loss             read once an epoch                   `loss.item()` at each step
     PGD              an example stops when it is fooled,  every step with every example,

@@ -6,6 +6,7 @@ import torch
 from torchvision.transforms import ToTensor
 
 from trainables import data
+from trainables.resnet import Conv3x3, resnet
 
 torchattacks = pytest.importorskip("torchattacks")
 
@@ -64,3 +65,13 @@ def test_a_bad_option_gets_one_line(argv: list[str], field: str, capsys: pytest.
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert field in error
+
+
+def test_the_plain_side_has_the_same_weights_and_torchs_convolutions():
+    ours = resnet(8, 10, 1, "fixup", generator=torch.Generator().manual_seed(0))
+    theirs = plain.with_torchs_convolutions(resnet(8, 10, 1, "fixup", generator=torch.Generator().manual_seed(0)))
+    assert any(isinstance(module, Conv3x3) for module in ours.modules())
+    assert not any(isinstance(module, Conv3x3) for module in theirs.modules())
+    torch.testing.assert_close(theirs.state_dict(), ours.state_dict(), rtol=0, atol=0)
+    x = torch.rand(3, 1, 8, 8)
+    torch.testing.assert_close(theirs(x), ours(x))
