@@ -12,7 +12,7 @@ Sections and sample sizes:
               (a) a public-style script (benchmarks/plain_loop.py) in torch's default float32, whose convolutions are
               TF32 as the engine's are, (b) the same with channels_last and autocast,
               (c) this engine in TF32, and (c) in bf16, and (c) without graphs; the median of three timings each;
-              capture seconds, which for a cell's later variants find cuDNN's plans made; the floor of (c)
+              capture seconds, once cuDNN has chosen its kernels; the floor of (c)
   kernels     how many kernels an eager step launches, which the floor needs too
   timed, heuristic  capture seconds in a fresh process, and ms per step, with and without cuDNN timing its kernels
   packing     trials per hour of 1, 2, 4, 8 processes on the GPU, without and with CUDA MPS

@@ -71,7 +71,6 @@ MIN_FREE_BYTES = 100_000_000  # a few checkpoints and logs
 def command(**given: object) -> int:
     given = {option: value for option, value in given.items() if value is not None}
     settings, space = resolve(given)
-    check_room(settings)
     check_storage_path(settings)
     from study.conduct import conduct  # torch, Ray and plotly take five seconds: a typo is answered before
 
@@ -92,8 +91,9 @@ def stored_settings(settings: StudySettings) -> dict[str, object] | None:
     """What the study of this name was made with; None where there is no such study yet.
 
     Raises:
-        InputError: If the results folder holds something else, or the study is another program's.
+        InputError: If the results folder has no room or holds something else, or the study is another program's.
     """
+    check_room(settings)
     folder = settings.folder
     others = [path for path in folder.glob("*") if not path.name.startswith(".")]  # our lock is hidden
     if settings.storage is None and others and not (folder / "study.db").exists():
@@ -101,7 +101,7 @@ def stored_settings(settings: StudySettings) -> dict[str, object] | None:
     if settings.storage is not None:
         storage.require_folder(settings.storage)
     study = storage.existing(settings.storage_url, settings.name)
-    if study is not None and not storage.made_by_pareto(study):
+    if study is not None and not storage.made_here(study):
         raise InputError(f"name: {settings.name!r} is another program's study in that storage; accepted: a new --name")
     stored = None if study is None else study.user_attrs.get("settings")
     if settings.storage is not None and others and (stored is None or not made_with(folder, stored)):

@@ -15,7 +15,7 @@ from study import cli
 from study.papers import accelat, adaptive_batch, lr_batch_ratio, robustnorm
 from study.papers.paper import Paper, trial_configs
 from study.papers.settings import PaperName, Protocol, ReproductionSettings, Scale
-from study.pareto import check_room, stored_settings
+from study.pareto import stored_settings
 from study.settings import from_layers
 from trainables.errors import InputError, nearest
 
@@ -56,7 +56,6 @@ PAPERS: dict[PaperName, Paper] = {
 @cli.log_level
 def command(**given: object) -> int:
     settings = resolve({option: value for option, value in given.items() if value is not None})
-    check_room(settings)
     from study.reproduction import reproduce  # torch, Ray and plotly take five seconds: a typo is answered before
 
     return reproduce(settings, PAPERS[settings.paper])

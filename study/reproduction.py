@@ -49,6 +49,7 @@ def prepare(settings: ReproductionSettings, configs: list[tuple[str, TrialConfig
     """The study as it stands: interrupted trials handed out again, and each configuration enqueued once."""
     sampler = optuna.samplers.RandomSampler(seed=settings.seed)  # nothing is left to sample
     study = storage.open_study(SoleWriter(storage.from_url(settings.storage_url)), settings.name, sampler)
+    study.set_user_attr("settings", settings.model_dump(mode="json", exclude=NOT_STORED))
     search.requeue_interrupted(study)
     known = [
         TrialConfig(**t.user_attrs["config"]) for t in study.get_trials(deepcopy=False) if "config" in t.user_attrs
@@ -56,7 +57,6 @@ def prepare(settings: ReproductionSettings, configs: list[tuple[str, TrialConfig
     for label, config in configs:
         if config not in known:
             study.enqueue_trial({}, user_attrs={"label": label, "config": config.model_dump(mode="json")})
-    study.set_user_attr("settings", settings.model_dump(mode="json", exclude=NOT_STORED))
     return study
 
 

@@ -116,16 +116,14 @@ def named(name: str, results_dir: str, url: str | None, field: str = "name") -> 
     if study is None:
         made = optuna.get_all_study_names(from_url(location)) if _has_studies(location) else []
         raise InputError(f"{field}: {nearest(name, made)}" if made else f"{field}: {name!r}; accepted: none yet there")
-    if "settings" not in study.user_attrs or not made_by_pareto(study):
+    if "paper" in study.user_attrs.get("settings", {"paper": ""}) or not made_here(study):
         raise InputError(f"{field}: {name!r} was not made by study.pareto; accepted: a study that was")
     return study
 
 
-def made_by_pareto(study: optuna.Study) -> bool:
-    """Whether `study.pareto` made it, or has only begun to, and not `study.reproduce` or another program."""
-    settings = study.user_attrs.get("settings", {})
-    begun = bool(settings) or not study.get_trials(deepcopy=False)
-    return begun and "paper" not in settings and study.directions == DIRECTIONS
+def made_here(study: optuna.Study) -> bool:
+    """Whether a command of this project made it, or has only begun to, and not another program."""
+    return study.directions == DIRECTIONS and ("settings" in study.user_attrs or not study.get_trials(deepcopy=False))
 
 
 def _has_studies(url: str) -> bool:
