@@ -60,7 +60,10 @@ def test_on_a_terminal_the_front_stays_in_view():
 
 def test_a_front_higher_than_the_window_does_not_hide_how_far_the_study_is():
     out = io.StringIO()
-    rows = trials(*[TrialState.COMPLETE] * 30)
+    study = optuna.create_study(directions=DIRECTIONS)
+    for i in range(30):
+        add(study, 0.03 * (i + 1), 10.0 + i)
+    rows = study.trials
     with Progress(Console(file=out, width=120, height=24, force_terminal=True), 40, 0) as progress:
         progress.update(rows)
         progress.live.refresh()

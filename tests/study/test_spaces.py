@@ -1,5 +1,3 @@
-from contextlib import nullcontext
-
 import optuna
 import pytest
 
@@ -89,10 +87,9 @@ def test_a_published_number_out_of_range_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "text,message",
     [
-        ("import numpy as np\nBASELINES = {'a': {'epochs': np.int64(1)}}\n" + GOOD, "epochs: np.int64(1) given"),
+        ("import numpy\nBASELINES = {'a': {'epochs': numpy.int64(1)}}\ndef space(trial): pass\n", "np.int64(1) given"),
         ("BASELINES = {'a' * 300: {}}\ndef space(trial): pass\n", "up to 80 characters"),
         ("BASELINES = {1: {}}\ndef space(trial): pass\n", "up to 80 characters"),
-        ("def space(trial):\n    trial.suggest_categorical('a.sizes', [(8, 16), (8, 32)])\n", "unknown field 'a'"),
         (
             "def space(trial):\n"
             "    trial.suggest_categorical('batch_size_schedule.sizes', [(8, 16), (8, 32)])\n"
@@ -109,8 +106,7 @@ def test_a_published_number_out_of_range_is_refused(tmp_path):
     ],
 )
 def test_what_a_study_could_not_go_on_with_is_refused_before_it_starts(tmp_path, text, message):
-    with pytest.warns(UserWarning) if "suggest_categorical" in text else nullcontext():
-        assert message in refused(tmp_path, text.replace('BASELINES = {"published": {"norm": "fixup"}}', ""))
+    assert message in refused(tmp_path, text)
 
 
 def test_a_batch_larger_than_the_training_set_is_refused(tmp_path):
