@@ -87,7 +87,7 @@ def _users_line(path: Path, error: BaseException) -> InputError:
     """The user's own line that raised, in one line."""
     if isinstance(error, SyntaxError) and error.lineno:
         return InputError(f"space: {path}:{error.lineno}: SyntaxError: {error.msg}: {(error.text or '').strip()}")
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path.absolute())]
     place = f"{path}:{frames[-1].lineno}: " if frames else f"{path}: "
     source = f" in `{frames[-1].line}`" if frames and frames[-1].line else ""
     message = (str(error).strip() or "no message").splitlines()[0]
