@@ -58,6 +58,7 @@ from trainables.cuda_graphs import Graphs, fastest_convolutions
 from trainables.data import Split
 from trainables.errors import InputError
 from trainables.files import write_whole
+from trainables.mps import mps
 from trainables.resnet import resnet
 from trainables.sgd import SGD
 
@@ -385,7 +386,7 @@ def tuning(time_kernels: bool, settings: Settings, say: Say) -> None:
 
 def packing(settings: Settings, say: Say) -> None:
     for how in ("processes", "processes with MPS"):
-        with mps(settings) if how.endswith("MPS") else contextlib.nullcontext("") as refusal:
+        with mps() if how.endswith("MPS") else contextlib.nullcontext("") as refusal:
             if refusal:
                 say({"how": how, "not_measured": refusal})
                 continue
@@ -476,32 +477,6 @@ def steps_per_second(settings: Settings, trainers: list[engine.Trainer], size: i
         if n % 100 == 0:
             now(settings)  # so that the host doesn't run ahead of the clock
     return len(trainers) * n / (now(settings) - start)
-
-
-@contextlib.contextmanager
-def mps(settings: Settings) -> Iterator[str]:
-    """An MPS daemon of one's own, for processes started inside; yields why there is none, or nothing."""
-    if settings.device != "cuda":
-        yield "no CUDA device"
-        return
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        places = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
-        before = {name: os.environ.get(name) for name in places}
-        os.environ.update(places)
-        control, refusal = ["nvidia-cuda-mps-control"], ""
-        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}  # the daemon keeps what it is given
-        try:
-            try:
-                subprocess.run([*control, "-d"], check=True, timeout=20, **silent)
-            except (OSError, subprocess.SubprocessError) as error:
-                refusal = f"nvidia-cuda-mps-control: {error}"
-            yield refusal
-        finally:
-            if not refusal:
-                with contextlib.suppress(subprocess.SubprocessError):
-                    subprocess.run(control, input=b"quit\n", timeout=30, **silent)
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def streams(settings: Settings, say: Say) -> None:

@@ -8,7 +8,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from study.search import StudySearch, requeue_interrupted, stop_rule
 from study.settings import Objective, StudySettings
 from trainables.config import TrialConfig
 from trainables.errors import InputError
+from trainables.mps import mps
 from trainables.ray_trainable import RayTrial
 from trainables.stores import join, store
 
@@ -61,6 +62,8 @@ class Stop(Exception):
 def cluster(settings: StudySettings) -> Iterator[dict[str, float]]:
     """Ray on this machine or at `settings.address`; yields its resources.
 
+    On this machine, trials that share a GPU have MPS where it can be started; a cluster's nodes start their own.
+
     Raises:
         InputError: If nothing answers at the address, or one trial needs more than the cluster has.
         OSError: If Ray does not start on this machine.
@@ -71,6 +74,17 @@ def cluster(settings: StudySettings) -> Iterator[dict[str, float]]:
     if local:  # it lives and dies with this process: no use in waiting a minute for it to come back
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the searcher and the display say what happened
+    shares_gpu = local and 0 < (settings.gpus_per_trial or 0) < 1
+    with mps() if shares_gpu else nullcontext("") as refusal:
+        if refusal:
+            logger.warning("trials share a GPU without MPS: %s", refusal)
+        with started_ray(settings, local):
+            yield sufficient_resources(settings)
+
+
+@contextmanager
+def started_ray(settings: StudySettings, local: dict[str, object]) -> Iterator[None]:
+    """Raises: as `cluster`."""
     try:
         ray.init(address=settings.address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
     except Exception as error:  # Ray raises a bare one where its own processes are too slow to start
@@ -83,7 +97,7 @@ def cluster(settings: StudySettings) -> Iterator[dict[str, float]]:
             f"address: {settings.address!r} given ({cause}); accepted: the address of a running Ray cluster"
         ) from None
     try:
-        yield sufficient_resources(settings)
+        yield
     finally:
         ray.shutdown()
 
