@@ -65,7 +65,9 @@ def _sqlite_file(url: str) -> Path | None:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         return None
-    return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return None
+    return Path(parsed.database.removeprefix("file:"))
 
 
 def require_folder(url: str) -> None:
@@ -73,7 +75,7 @@ def require_folder(url: str) -> None:
     InputError: If the URL is of a SQLite file in a folder that does not exist.
     """
     file = _sqlite_file(url)
-    if file is not None and not str(file).startswith((":", "file:")) and not file.parent.is_dir():
+    if file is not None and not file.parent.is_dir():
         raise InputError(f"storage: {redacted(url)} given, no such folder: {file.parent}; accepted: one that exists")
 
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
@@ -37,7 +38,15 @@ def results(tmp_path_factory):
 def running(results):
     """The command's process while it serves, its addresses, and the processor seconds it took to print them."""
     command = [sys.executable, "-m", "study.dashboard", "synthetic", "--results-dir", str(results)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    as_a_person_does = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores Ctrl-C
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=as_a_person_does,
+    )
     try:
         lines = [process.stdout.readline() for _ in range(4)]
         seconds = sum(psutil.Process(process.pid).cpu_times()[:2])  # a busy machine takes longer by the clock

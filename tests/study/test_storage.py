@@ -59,3 +59,10 @@ def test_a_study_is_found_again(tmp_path, folder):
     assert storage.count_finished(url, "a") == 1
     assert storage.existing(url, "b") is None
     assert (tmp_path / folder / "study.db").exists()
+
+
+def test_a_study_in_a_file_that_must_not_be_written_is_found(tmp_path):
+    storage.open_study(storage.from_url(sqlite_url(tmp_path / "study.db")), "a")
+    url = f"sqlite:///file:{tmp_path / 'study.db'}?mode=ro&uri=true"
+    assert storage.existing(url, "a").study_name == "a"
+    assert storage.existing(url.replace("study.db", "other.db"), "a") is None
