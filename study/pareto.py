@@ -84,7 +84,10 @@ def resolve(given: dict[str, object]) -> tuple[StudySettings, Space]:
     stored = stored_settings(from_layers(given, None, space.defaults))
     if stored is not None and "space" not in given:
         space = spaces.load(str(stored["space"]))
-    return from_layers(given, stored, space.defaults), space
+    settings = from_layers(given, stored, space.defaults)
+    if settings.warm_start is not None:
+        storage.named(settings.warm_start, settings.results_dir, settings.storage, field="warm_start")
+    return settings, space
 
 
 def stored_settings(settings: StudySettings) -> dict[str, object] | None:

@@ -407,7 +407,7 @@ def run(
         requeue_interrupted(study)
         if shared:
             kept.remove(DRIVER_FILE)
-    return "finished" if search.n_ended >= settings.trials else "too little gain"
+    return search.ending
 
 
 def trial_name(trial: TuneTrial) -> str:

@@ -229,6 +229,11 @@ class StudySearch(Searcher):
                 raise self.problem from None
             return None
 
+    @property
+    def ending(self) -> str:
+        """Why there is nothing more to hand out, as `runner.run` says it."""
+        return "finished" if self.n_ended >= self.n_trials else "too little gain"
+
     def gains_too_little(self) -> bool:
         """Whether the newest proposal was expected to add less to the hypervolume than the study goes on for."""
         return self.until_gain is not None and self.gain_per_hour is not None and self.gain_per_hour < self.until_gain

@@ -62,7 +62,7 @@ def load(name_or_path: str) -> Space:
             raise InputError(f"{field}: {type(value).__name__} given in {path}; accepted: a dict")
     for label, params in baselines.items():
         if not isinstance(label, str) or not 0 < len(label) <= MAX_LABEL:
-            raise InputError(f"BASELINES: label {label!r:.60} given in {path}; accepted: up to {MAX_LABEL} characters")
+            raise InputError(f"BASELINES: label {label!r:.60} given in {path}; accepted: 1 to {MAX_LABEL} characters")
         if not isinstance(params, dict):
             raise InputError(
                 f"BASELINES: {label!r} is {type(params).__name__} in {path}; accepted: a dict of parameters"

@@ -226,6 +226,7 @@ def space(trial):
         (["--dataset", "imagefolder", "--data-dir", "no/such/folder"], "no/such/folder"),
         (["--storage", "postgresql://me:secret@127.0.0.1:1/db"], "storage: postgresql://me:***@127.0.0.1:1/db"),
         (["--storage", "nonsense"], "storage: "),
+        (["--warm-start", "nobody"], "warm_start: 'nobody'; accepted: none yet in results"),
         (["--storage", "postgresql://me:secret@host:port/db"], "storage: (not a URL)"),
         (["--storage", "sqlite:///no/such/folder/x.db"], "no such folder: no/such/folder"),
         (["--results-dir", "x" * 300], "results_dir: File name too long"),

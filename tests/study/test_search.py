@@ -421,6 +421,10 @@ def test_a_study_ends_once_an_hour_is_expected_to_add_less_than_it_goes_on_for(s
     searcher, _ = new_search(study, space, n_concurrent=1)
     searcher.until_gain = 1e9
     assert 4 < run_trials(searcher, 8) < 8  # the gain is known after half of the trials
+    assert searcher.ending == "too little gain"
+    searcher.until_gain = None
+    run_trials(searcher, 8)
+    assert searcher.ending == "finished"
 
 
 def test_a_study_to_start_from_that_does_not_exist_is_one_line(space, tmp_path):

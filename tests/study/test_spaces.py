@@ -88,8 +88,8 @@ def test_a_published_number_out_of_range_is_refused(tmp_path):
     "text,message",
     [
         ("import numpy\nBASELINES = {'a': {'epochs': numpy.int64(1)}}\ndef space(trial): pass\n", "np.int64(1) given"),
-        ("BASELINES = {'a' * 300: {}}\ndef space(trial): pass\n", "up to 80 characters"),
-        ("BASELINES = {1: {}}\ndef space(trial): pass\n", "up to 80 characters"),
+        ("BASELINES = {'a' * 300: {}}\ndef space(trial): pass\n", "accepted: 1 to 80 characters"),
+        ("BASELINES = {1: {}}\ndef space(trial): pass\n", "accepted: 1 to 80 characters"),
         (
             "def space(trial):\n"
             "    trial.suggest_categorical('batch_size_schedule.sizes', [(8, 16), (8, 32)])\n"
