@@ -39,15 +39,15 @@ BASELINES = {
 
 
 def space(trial: optuna.Trial) -> dict[str, object]:
-    """All that may vary; returns the constants, which only `milestones` has."""
+    """All that may vary; returns what is constant under the choices made."""
     epochs = trial.suggest_int("epochs", 10, 60)
-    suggest_training(trial)
-    suggest_norm(trial)
+    training = suggest_training(trial)
+    norm = suggest_norm(trial, training)
     suggest_optimizer(trial)
-    return suggest_batch_sizes(trial, epochs)
+    return norm | suggest_batch_sizes(trial, epochs)
 
 
-def suggest_training(trial: optuna.Trial) -> None:
+def suggest_training(trial: optuna.Trial) -> str:
     training = trial.suggest_categorical("training", ["natural", "pgd", "fgsm", "free", "trades", "static"])
     if training in ("pgd", "trades", "static"):
         trial.suggest_int("pgd_steps", 2, 10)
@@ -55,12 +55,18 @@ def suggest_training(trial: optuna.Trial) -> None:
         trial.suggest_float("trades_beta", 1.0, 10.0)
     if training == "free":
         trial.suggest_int("free_replays", 2, 8)
+    return training
 
 
-def suggest_norm(trial: optuna.Trial) -> None:
+def suggest_norm(trial: optuna.Trial, training: str) -> dict[str, object]:
+    """`static` training has BatchNorm, as in AccelAT's code: with Fixup untrained logits do not depend on the image."""
+    if training == "static":
+        trial.suggest_categorical("eval_statistics", ["population", "batch"])
+        return {"norm": "batchnorm"}
     norm = trial.suggest_categorical("norm", ["batchnorm", "robustnorm", "groupnorm", "fixup"])
     if norm in ("batchnorm", "robustnorm"):  # the others have no statistics of a population
         trial.suggest_categorical("eval_statistics", ["population", "batch"])
+    return {}
 
 
 def suggest_optimizer(trial: optuna.Trial) -> None:

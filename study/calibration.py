@@ -24,9 +24,9 @@ def model_key(config: TrialConfig) -> str:
 
 
 def n_attack_steps(config: TrialConfig) -> int:
-    """Gradients with respect to the images that one training step takes."""
-    steps = {"pgd": config.pgd_steps, "trades": config.pgd_steps, "fgsm": 1, "free": config.free_replays}
-    return steps.get(config.training, 0)
+    """Gradients with respect to the images that one training step takes; `static`: that crafting takes, once."""
+    pgd = dict.fromkeys(("pgd", "trades", "static"), config.pgd_steps)
+    return (pgd | {"fgsm": 1, "free": config.free_replays}).get(config.training, 0)
 
 
 def tables(study: Study) -> Tables:
@@ -67,7 +67,12 @@ def expected_seconds(config: TrialConfig, n_examples: int, models: Mapping[str, 
         factor = _passes(model_key(config)) / _passes(key)
     table = {int(size): seconds * factor for size, seconds in models[key].items()}
     sizes = batch_sizes(config.batch_size_schedule, config.epochs)
-    return math.fsum(timing.epoch_seconds(table, size, n_examples) for size in sizes)
+    epochs = math.fsum(timing.epoch_seconds(table, size, n_examples) for size in sizes)
+    if config.training != "static":
+        return epochs
+    # Where crafting itself was not measured: a gradient per image takes about as long as natural training's step.
+    crafting = config.pgd_steps * timing.epoch_seconds(table, timing.CRAFTED_AT_ONCE, n_examples)
+    return epochs + models.get(model_key(config), {}).get(str(timing.BEFORE), crafting)
 
 
 def timer(study: Study, n_examples: int) -> Callable[[TrialConfig], float | None]:
@@ -79,7 +84,7 @@ def timer(study: Study, n_examples: int) -> Callable[[TrialConfig], float | None
 def _passes(key: str) -> float:
     """Forward and backward passes of one training step; free training's replays serve weights and images at once."""
     _, _, _, training, *steps = key.split()
-    n = int(steps[0]) if steps else 0
+    n = int(steps[0]) if steps and training != "static" else 0
     return float(n if training == "free" else n + 1)
 
 

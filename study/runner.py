@@ -41,6 +41,7 @@ ANSWER_SECONDS = 10  # for a cluster to accept a connection
 AUTOSCALER_FILE = Path("~/ray_bootstrap_config.yaml")  # `ray up` leaves it on the head
 NODES_SECONDS = 5  # between two looks at the cluster's nodes
 DRIVER_FILE = "driver"  # beside the checkpoints
+TIMINGS = "timings"  # beside them too: what workers have measured, until the study has it
 OBJECT_STORE_BYTES = 200_000_000  # trials share no objects; Ray's default takes 30 % of the memory
 
 QUIET = {
@@ -347,6 +348,7 @@ def run(
             "data": settings.data.model_dump(),
             "evaluation": settings.evaluation.model_dump(),
             "folder": join(settings.checkpoints, checkpoint_name(number)),
+            "timings": join(settings.checkpoints, TIMINGS),
             "shared": shared,
             "threads": settings.threads,
             "shares_gpu": 0 < gpus < 1,
@@ -405,6 +407,7 @@ def run(
     finally:
         search.flush()
         requeue_interrupted(study)
+        kept.remove(TIMINGS)  # the study has it by now
         if shared:
             kept.remove(DRIVER_FILE)
     return search.ending

@@ -256,6 +256,7 @@ class StudySearch(Searcher):
             "label": trial.user_attrs.get("label", ""),
             "name": f"{trial.number:04d} {describe(trial)}",
             "trial": config.model_dump(mode="json"),
+            "timing_key": calibration.model_key(config),
             "seconds_per_step": known,
             **self.worker_config(trial.number),
         }

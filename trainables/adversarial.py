@@ -23,6 +23,7 @@ from trainables.attacks import (
 )
 from trainables.engine import Step, train_step, update
 from trainables.sgd import SGD
+from trainables.timing import CRAFTED_AT_ONCE
 
 if TYPE_CHECKING:  # which needs pydantic; a step reads the same fields of anything
     from trainables.config import TrialConfig
@@ -59,7 +60,7 @@ def free(config: "TrialConfig", generator: torch.Generator) -> Step:
 class FreeStep:
     """Free adversarial training: each backward pass serves the weights and the perturbation alike.
 
-    The perturbation starts each pass over the data at zero and is carried from batch to batch. It changes in
+    The perturbation starts at zero and is carried from batch to batch and from pass to pass. It changes in
     place, and a batch smaller than the `largest` so far, or announced, uses its first rows.
 
     Source: Shafahi et al. 2019, Adversarial Training for Free!, arXiv:1904.12843, algorithm 1.
@@ -69,15 +70,20 @@ class FreeStep:
         self.eps, self.step_size, self.replays, self.largest = eps, step_size, replays, largest
         self.delta: Tensor | None = None  # (N, C, H, W) of the largest batch
 
-    def begin_epoch(self) -> None:
-        if self.delta is not None:
-            self.delta.zero_()
+    def carry(self, images: Tensor) -> list[Tensor]:
+        """The perturbation, made for images (N, C, H, W) like these; what a checkpoint and a trial run must restore."""
+        if self.delta is None:
+            self._allocate(images, self.largest)
+        return [self.delta]
+
+    def _allocate(self, images: Tensor, n: int) -> None:
+        empty = torch.zeros(n, *images.shape[1:], device=images.device)
+        self.delta = empty.contiguous(memory_format=torch.channels_last)
 
     def __call__(self, model: nn.Module, optimizer: SGD, x: Tensor, y: Tensor) -> Tensor:
         """`free_replays` updates on one batch; returns their mean loss."""
         if self.delta is None or len(self.delta) < len(x):
-            n = max(self.largest, len(x))
-            self.delta = torch.zeros_like(x[:1].expand(n, -1, -1, -1), memory_format=torch.channels_last)
+            self._allocate(x, max(self.largest, len(x)))
         carried = self.delta[: len(x)]
         delta, losses = project(carried, x, self.eps, "linf"), []
         for _ in range(self.replays):
@@ -134,7 +140,7 @@ def craft(
     steps: int,
     step_size: float | None = None,
     generator: torch.Generator,
-    batch_size: int = 256,
+    batch_size: int = CRAFTED_AT_ONCE,
 ) -> Tensor:
     """Images that attack the model as it is, in eval mode: where PGD ends.
 

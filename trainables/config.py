@@ -1,8 +1,9 @@
 """What one trial is: validated, frozen, without torch."""
 
+import copy
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Strict, ValidationError, model_validator
 
 from trainables.depth import six_n_plus_two
 from trainables.errors import InputError, nearest
@@ -15,8 +16,20 @@ Training = Literal["natural", "pgd", "fgsm", "free", "trades", "static"]
 Precision = Literal["tf32", "bf16", "fp32"]
 Probe = Literal["hessian", "batch_dependence", "fgsm", "noise", "strong"]
 
-BatchSize = Annotated[int, Field(ge=1, le=65536)]
-Eps = Annotated[float, Field(ge=0, le=1)]  # radius in pixel units, images in [0, 1]
+
+def number(value: object) -> object:
+    """Pydantic would take True for 1, and text for the number that it spells."""
+    if isinstance(value, bool | str):
+        raise ValueError(f"{value!r} given; accepted: a number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(number)]
+Real = Annotated[float, BeforeValidator(number)]
+Flag = Annotated[bool, Strict()]
+PositiveInt = Annotated[Whole, Field(ge=1)]
+BatchSize = Annotated[Whole, Field(ge=1, le=65536)]
+Eps = Annotated[Real, Field(ge=0, le=1)]  # radius in pixel units, images in [0, 1]
 
 
 class Frozen(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -55,7 +68,7 @@ class GeometricBatch(Growth):
     """Grows by `factor` in equal stages, e.g. 8, 16, 32, 64, 128 (Sasongko et al. 2021)."""
 
     kind: Literal["geometric"] = "geometric"
-    factor: Annotated[int, Field(ge=2, le=64)] = 2
+    factor: Annotated[Whole, Field(ge=2, le=64)] = 2
 
 
 class LinearBatch(Growth):
@@ -90,9 +103,9 @@ class PlateauBatch(Growth):
     """Grows by `factor` when validation accuracy has not risen by `min_gain` for `patience` epochs."""
 
     kind: Literal["plateau"] = "plateau"
-    factor: Annotated[int, Field(ge=2, le=64)] = 2
+    factor: Annotated[Whole, Field(ge=2, le=64)] = 2
     patience: PositiveInt = 2
-    min_gain: Annotated[float, Field(ge=0, le=1)] = 0.005
+    min_gain: Annotated[Real, Field(ge=0, le=1)] = 0.005
 
 
 BatchSizeSchedule = Annotated[
@@ -109,25 +122,25 @@ class TrialConfig(Frozen):
     convolutions on CUDA; `bf16` (autocast) computes so on any device.
     """
 
-    depth: Annotated[int, Field(le=1202), AfterValidator(six_n_plus_two)] = 56
+    depth: Annotated[Whole, Field(le=1202), AfterValidator(six_n_plus_two)] = 56
     norm: Norm = "batchnorm"
     eval_statistics: EvalStatistics = "population"
     batch_size_schedule: BatchSizeSchedule = ConstantBatch(size=128)
-    lr_batch_ratio: Annotated[float, Field(gt=0, le=1)] = 0.1 / 128
-    lr_follows_batch: bool = True
+    lr_batch_ratio: Annotated[Real, Field(gt=0, le=1)] = 0.1 / 128
+    lr_follows_batch: Flag = True
     lr_schedule: LrSchedule = "constant"
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = False
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 5e-4
-    epochs: Annotated[int, Field(ge=1, le=10000)] = 10
+    momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.9
+    nesterov: Flag = False
+    weight_decay: Annotated[Real, Field(ge=0, le=1)] = 5e-4
+    epochs: Annotated[Whole, Field(ge=1, le=10000)] = 10
     training: Training = "natural"
     eps: Eps = 8 / 255
-    pgd_steps: Annotated[int, Field(ge=1, le=1000)] = 7
-    step_size: Annotated[float, Field(gt=0, le=1)] | None = None  # pixel units; None: the recipe's own
-    free_replays: Annotated[int, Field(ge=1, le=100)] = 4
-    trades_beta: Annotated[float, Field(ge=0, le=1000)] = 6.0
+    pgd_steps: Annotated[Whole, Field(ge=1, le=1000)] = 7
+    step_size: Annotated[Real, Field(gt=0, le=1)] | None = None  # pixel units; None: the recipe's own
+    free_replays: Annotated[Whole, Field(ge=1, le=100)] = 4
+    trades_beta: Annotated[Real, Field(ge=0, le=1000)] = 6.0
     precision: Precision = "tf32"
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[Whole, Field(ge=0, lt=2**31)] = 0
 
     @model_validator(mode="after")
     def consistent(self) -> "TrialConfig":
@@ -135,6 +148,11 @@ class TrialConfig(Frozen):
             raise ValueError(
                 f"eval_statistics: 'batch' given with norm {self.norm!r}; accepted: 'population', "
                 "or norm 'batchnorm' or 'robustnorm'"
+            )
+        if self.training == "static" and self.norm == "fixup":
+            raise ValueError(
+                "training: 'static' given with norm 'fixup', whose untrained logits do not depend on the image: "
+                "no attack could be crafted; accepted: another norm, or another training"
             )
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: True given with momentum 0; accepted: False, or momentum above 0")
@@ -146,8 +164,8 @@ class DataConfig(Frozen):
 
     name: DatasetName = "digits"
     data_dir: str | None = None
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    split_seed: int = 0
+    validation_fraction: Annotated[Real, Field(gt=0, lt=1)] = 0.2
+    split_seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
 
 
 class EvalConfig(Frozen):
@@ -162,7 +180,7 @@ class EvalConfig(Frozen):
     split: Literal["validation", "test"] = "validation"
 
     eps: Eps = 8 / 255
-    attack_steps: Annotated[int, Field(ge=1, le=10000)] = 10
+    attack_steps: Annotated[Whole, Field(ge=1, le=10000)] = 10
     examples: PositiveInt = 1000
     curve_examples: PositiveInt = 250
     attacked_weights: Literal["current", "initial"] = "current"
@@ -182,7 +200,7 @@ def nest(params: dict[str, object]) -> dict[str, object]:
                 raise InputError(f"{name}: given beside {parent}; accepted: one of the two")
         if leaf in node:
             raise InputError(f"{name}: given twice; accepted: one value")
-        node[leaf] = value
+        node[leaf] = copy.deepcopy(value) if isinstance(value, dict) else value  # of the caller, who may use it again
     return nested
 
 

@@ -23,8 +23,10 @@ from torch.nn import functional as F
 
 from trainables.errors import InputError, nearest
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # pydantic and torchvision are not needed by all who load images
     from torchvision.datasets import CIFAR10, SVHN
+
+    from trainables.config import DataConfig
 
 # scikit-learn and torchvision are imported where they are used: each worker would wait 2.7 s for both, twice as
 # long as for torch.
@@ -128,6 +130,12 @@ def load(
     )
 
 
+def configured(config: "DataConfig", device: str | torch.device = "cpu") -> Dataset:
+    """The data set that `config` names; raises as `load`."""
+    split = {"validation_fraction": config.validation_fraction, "split_seed": config.split_seed}
+    return load(config.name, config.data_dir, **split, device=device)
+
+
 def resident(images: np.ndarray, labels: np.ndarray, device: str | torch.device) -> Split:
     """The same values as tensors on `device`."""
     return Split(torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device))
@@ -190,10 +198,12 @@ def no_augmentation(images: Tensor, generator: Generator) -> Tensor:
 
 
 def random_crop(images: Tensor, generator: Generator) -> Tensor:
-    """Each image shifted by up to an eighth of its height (4 at 32), zeros where nothing was."""
-    padding = images.shape[2] // 8
-    offsets = torch.randint(2 * padding + 1, (2, len(images)), generator=generator, device=images.device)
-    return crop(images, offsets, padding)
+    """Each image shifted by up to an eighth of its height and of its width (4 at 32), zeros where nothing was."""
+    padding = images.shape[2] // 8, images.shape[3] // 8
+    offsets = [
+        torch.randint(2 * most + 1, (len(images),), generator=generator, device=images.device) for most in padding
+    ]
+    return crop(images, torch.stack(offsets), padding)
 
 
 def random_crop_flip(images: Tensor, generator: Generator) -> Tensor:
@@ -203,13 +213,13 @@ def random_crop_flip(images: Tensor, generator: Generator) -> Tensor:
     return torch.where(mirrored[:, None, None, None], cropped.flip(3), cropped)
 
 
-def crop(images: Tensor, offsets: Tensor, padding: int) -> Tensor:
+def crop(images: Tensor, offsets: Tensor, padding: tuple[int, int]) -> Tensor:
     """Windows of the original size from the zero-padded images, by one gather.
 
     Args:
         images: (N, C, H, W).
-        offsets: (2, N), each image's first row and first column in its padded form, 0 to 2 * padding.
-        padding: Rows and columns of zeros on each side.
+        offsets: (2, N), each image's first row and first column in its padded form, 0 to twice the padding.
+        padding: Rows of zeros above and below, columns of zeros left and right.
     """
     n, channels, height, width = images.shape
     device = images.device
@@ -217,7 +227,8 @@ def crop(images: Tensor, offsets: Tensor, padding: int) -> Tensor:
     channel = torch.arange(channels, device=device)[:, None, None]
     row = (offsets[0][:, None] + torch.arange(height, device=device))[:, None, :, None]
     column = (offsets[1][:, None] + torch.arange(width, device=device))[:, None, None, :]
-    return F.pad(images, [padding] * 4)[image, channel, row, column]
+    rows, columns = padding
+    return F.pad(images, [columns, columns, rows, rows])[image, channel, row, column]
 
 
 AUGMENTATIONS: dict[str, Callable[[Tensor, Generator], Tensor]] = {

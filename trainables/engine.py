@@ -18,8 +18,8 @@ from trainables.cuda_graphs import Graphs
 from trainables.data import Split, augment, to_float
 from trainables.sgd import SGD
 
-# model, optimizer, images (N, C, H, W) in [0, 1], labels (N,) -> mean loss, detached. A step that carries something
-# from batch to batch drops it in `begin_epoch`.
+# model, optimizer, images (N, C, H, W) in [0, 1], labels (N,) -> mean loss, detached. A step that carries tensors from
+# batch to batch makes them in `carry`.
 Step = Callable[[nn.Module, SGD, Tensor, Tensor], Tensor]
 
 # What torch computes float32 convolutions with on CUDA. Elsewhere float32 is float32.
@@ -117,6 +117,7 @@ class Trainer:
     ) -> None:
         self.model, self.optimizer, self.step, self.split = model, optimizer, step, split
         self.augmentation, self.generator, self.graphs, self.precision = augmentation, generator, graphs, precision
+        self.carried: list[Tensor] = step.carry(split.images) if hasattr(step, "carry") else []
         self.key = object()
         self.computing = Autocast(model) if precision == "bf16" else model
         device, n = split.labels.device, len(split)
@@ -149,15 +150,18 @@ class Trainer:
 
     def prepare(self, batch_size: int) -> None:
         """Makes the steps of that batch size ready; does nothing the second time, and nothing that training notices."""
+        self._prepare(self._sizes(batch_size))
+
+    def _prepare(self, sizes: Sequence[int]) -> None:
         self._rewind()  # for the trial runs: the last pass may have ended at the last image
         with self._training():
-            for size in sorted(set(self._sizes(batch_size)), reverse=True):
+            for size in sorted(set(sizes), reverse=True):
                 self.graphs.prepare((self.key, size), partial(self._step, size), self._state())
 
     def seconds(self, batch_size: int, n_steps: int) -> float:
         """Seconds that `n_steps` steps take with their share of what each pass begins with; changes nothing."""
-        self.prepare(batch_size)
         size = min(batch_size, len(self.split))
+        self._prepare([size])
         in_a_pass = len(self.split) // size
         with self.graphs.unchanged(self._state()), self._training():
             beginning = -self._now()
@@ -190,9 +194,6 @@ class Trainer:
         self.lrs[: len(lrs)].copy_(torch.tensor(lrs, dtype=torch.float64))
         self.total.zero_()
         self._rewind()
-        begin_epoch = getattr(self.step, "begin_epoch", None)
-        if begin_epoch is not None:
-            begin_epoch()
 
     def _rewind(self) -> None:
         self.position.zero_()
@@ -204,8 +205,8 @@ class Trainer:
         return [batch_size] * n_full + [rest] * (rest > 0)
 
     def _state(self) -> list[Tensor]:
-        """All that a step changes, but for what `step` begins each pass without."""
-        learnt = [*self.model.parameters(), *self.model.buffers(), *self.optimizer.momentum]
+        """All that a step changes."""
+        learnt = [*self.model.parameters(), *self.model.buffers(), *self.optimizer.momentum, *self.carried]
         return [*learnt, *self.optimizer.rates, self.position, self.number, self.total]
 
     @contextmanager

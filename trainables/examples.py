@@ -40,7 +40,7 @@ def attack(weights: Path, images: DataConfig, evaluation: EvalConfig, seed: int,
         InputError: If the images cannot be read.
         OSError: If the weights cannot be.
     """
-    model, dataset = load_model(weights), data.load(images.name, images.data_dir)
+    model, dataset = load_model(weights), data.configured(images)
     x, y = first_examples(dataset.validation, N_ATTACKED)
     attacked = evaluation_attack(model, evaluation, seed)(model, x, y)
     with torch.no_grad():

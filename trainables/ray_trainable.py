@@ -3,11 +3,13 @@
 import errno
 import faulthandler
 import functools
+import json
 import logging
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from urllib.parse import quote
 
 import ray
 import torch
@@ -31,8 +33,9 @@ class RayTrial(tune.Trainable):
     `evaluation` (fields of TrialConfig, DataConfig, EvalConfig), `folder` (the place of the trial's checkpoint, a
     path or URI), `shared` (a place and a file that the driver wrote there; None where trials run on the driver's
     host), `threads`, `shares_gpu` (whether others train on its GPU), `epoch_timeout` (seconds after which an epoch
-    counts as hung) and `seconds_per_step`: by kind of device, then batch size, those measured before for this network,
-    norm and training. What is measured here goes along with the first report as `calibration`.
+    counts as hung), `timings` (a place that the study's workers share), `timing_key` (names what a step's seconds
+    depend on, e.g. network, norm and training) and `seconds_per_step`: by kind of device, then batch size, those that
+    the driver knows for this key. What was measured since goes along with the first report as `calibration`.
 
     The trial's own failures (diverged, out of memory, an exception) end it with a last result that
     says `failure`, so that Tune does not retry them. What the machine does (a killed process, a lost
@@ -96,21 +99,25 @@ class RayTrial(tune.Trainable):
 
     def _calibrate(self, trial: Trial) -> None:
         kind = devices.name(trial.device)
-        known = {int(size): seconds for size, seconds in self.config["seconds_per_step"].get(kind, {}).items()}
-        if not trial.untimed(known):
-            trial.calibrate(known)
+        told = by_size(self.config["seconds_per_step"].get(kind, {}))
+        if not trial.untimed(told):
+            trial.calibrate(told)
             return
+        # What one worker measures all use, also those that were sent out before the driver knew.
+        place, name = store(self.config["timings"]), quote(f"{kind} {self.config['timing_key']}.json", safe=" ,")
         try:
             with (
                 devices.alone(trial.device, self._study, CALIBRATION_PATIENCE),
                 watchdog(self.config["epoch_timeout"]),
             ):
-                measured = trial.calibrate(known)
+                known = by_size(json.loads(place.read(name) or "{}")) | told
+                known |= trial.calibrate(known)
+                place.write(name, json.dumps(known).encode())
         except TimeoutError as error:  # a hung neighbour must not hold up the others
             logger.warning("trial %s runs without calibrated seconds: %s", self.config["number"], error)
             return
-        by_size = {str(size): seconds for size, seconds in measured.items()}
-        self.news["calibration"] = {"device": kind, "seconds_per_step": by_size}
+        news = {str(size): seconds for size, seconds in known.items() if size not in told}
+        self.news["calibration"] = {"device": kind, "seconds_per_step": news}
 
     @property
     def _study(self) -> str:
@@ -126,6 +133,11 @@ class RayTrial(tune.Trainable):
             self.folder.save_weights(self.trial.weights())
         self.folder.save(self.trial.state_dict())
         return row
+
+
+def by_size(table: Mapping[str, float]) -> dict[int, float]:
+    """A table of seconds as it was before it became JSON."""
+    return {int(size): seconds for size, seconds in table.items()}
 
 
 @contextmanager
@@ -167,13 +179,5 @@ def failure(error: Exception) -> str:
     return f"{type(error).__name__}: {message}"
 
 
-@functools.lru_cache(maxsize=1)
-def load_dataset(config: DataConfig, device: str) -> data.Dataset:
-    """The data set on the device, kept from trial to trial."""
-    return data.load(
-        config.name,
-        config.data_dir,
-        validation_fraction=config.validation_fraction,
-        split_seed=config.split_seed,
-        device=device,
-    )
+# The data set on the device, kept from trial to trial.
+load_dataset = functools.lru_cache(maxsize=1)(data.configured)

@@ -27,7 +27,7 @@ def train(
         InputError: If the images cannot be used.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = data.load(images.name, images.data_dir, device=str(device))
+    dataset = data.configured(images, device)
     with devices.computing_on(n_threads):
         trial = Trial(config, dataset, evaluation, device)
         trial.warm_up()

@@ -9,13 +9,20 @@ CHUNK_SECONDS = 0.1  # steps are timed in chunks of about this length
 N_CHUNKS = 3
 SLOW_SECONDS = 2.0  # a single step of this length says enough
 
+# The entry for no batch size, in a table by batch size: seconds before the first step, of a training that crafts its
+# images then.
+BEFORE = 0
 
-def grid(batch_sizes: Iterable[int]) -> list[int]:
-    """The batch sizes to time: the smallest, the largest, and the powers of two between them."""
+CRAFTED_AT_ONCE = 256  # images in a batch that is crafted
+
+
+def grid(batch_sizes: Iterable[int], n_examples: int) -> list[int]:
+    """The batch sizes to time: the smallest, the largest, the powers of two between, and the smallest last batch."""
     sizes = set(batch_sizes)
     smallest, largest = min(sizes), max(sizes)
     powers = {2**k for k in range(largest.bit_length())}
-    return sorted({smallest, largest} | {power for power in powers if smallest < power < largest})
+    rests = sorted({n_examples % size for size in sizes} - {0})
+    return sorted({smallest, largest, *rests[:1]} | {power for power in powers if smallest < power < largest})
 
 
 def median_step(run: Callable[[int], float]) -> float:
@@ -36,11 +43,12 @@ def epoch_seconds(seconds_per_step: Mapping[int, float], batch_size: int, n_exam
     """Seconds of one pass over `n_examples`.
 
     Args:
-        seconds_per_step: By batch size, not empty. Sizes between are interpolated linearly; a step below the
-            smallest takes as long as that one (bound by launches), one above the largest longer in proportion.
+        seconds_per_step: By batch size, at least one; `BEFORE` is left out. Sizes between are interpolated linearly; a
+            step below the smallest takes as long as that one (bound by launches), one above the largest longer in
+            proportion.
     """
     n_full, rest = divmod(n_examples, batch_size)
-    measured = sorted(seconds_per_step)
+    measured = sorted(seconds_per_step.keys() - {BEFORE})
     full, last = np.interp([batch_size, rest], measured, [seconds_per_step[size] for size in measured])
     full *= max(1.0, batch_size / measured[-1])
     return float(n_full * full + (last if rest else 0.0))

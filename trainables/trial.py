@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from trainables.attacks import ContinuousPgd, accuracy, fgsm, fraction, pgd, rob
 from trainables.config import EvalConfig, TrialConfig
 from trainables.cuda_graphs import Graphs
 from trainables.data import Dataset, Split, to_float
+from trainables.errors import InputError
 from trainables.files import write_whole
 from trainables.norms import uses_batch_statistics
 from trainables.resnet import resnet
@@ -45,6 +47,10 @@ class Trial:
         evaluation: How to judge it.
         device: Where all of it runs.
         shares_device: Whether others use a GPU at the same time, so that cuDNN must not time its kernels.
+
+    Raises:
+        InputError: If a batch is larger than the training set, or the evaluation attacks initial weights whose logits
+            do not depend on the image.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class Trial:
         device: torch.device,
         shares_device: bool = False,
     ) -> None:
+        require_fitting(config, dataset, evaluation)
         self.config, self.dataset, self.evaluation, self.device = config, dataset, evaluation, device
         self.model = build_model(config, dataset, torch.Generator().manual_seed(config.seed))
         self.model = self.model.to(device, memory_format=torch.channels_last)
@@ -64,6 +71,7 @@ class Trial:
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.graphs = Graphs(device, [self.generator], time_kernels=not shares_device)
         self.train_seconds = 0.0
+        self.crafting_seconds = 0.0  # of `training_images`; training's first epoch counts them
         self.calibrated_seconds: float | None = 0.0  # None once an epoch ran without `calibrate`
         self.seconds_per_step: dict[int, float] = {}  # with the device alone, by batch size; see `calibrate`
         self.curve: list[dict[str, float]] = []  # one row per finished epoch
@@ -101,24 +109,50 @@ class Trial:
         for size in sorted(set(self.batch_sizes), reverse=True):  # the largest shapes the memory of all graphs
             self.trainer.prepare(size)
 
+    @cached_property
+    def timed(self) -> list[int]:
+        """The batch sizes from which this schedule's seconds follow, and `timing.BEFORE` where images are crafted.
+
+        The same for all trials of a schedule, so that equal trainings have equal seconds. Growth may reach its last.
+        """
+        schedule = self.config.batch_size_schedule
+        sizes = [*batch_schedules.batch_sizes(schedule, self.config.epochs, []), schedule.largest]
+        before = [timing.BEFORE] if self.config.training == "static" else []
+        return before + timing.grid(sizes, len(self.dataset.train))
+
     def untimed(self, known: Collection[int]) -> list[int]:
-        """The batch sizes still to be timed before this schedule's seconds follow; growth may reach its last size."""
-        sizes = [*self.batch_sizes, self.config.batch_size_schedule.largest]
-        return [size for size in timing.grid(sizes) if size not in known]
+        """What is still to be timed before this schedule's seconds follow."""
+        return [size for size in self.timed if size not in known]
 
     def calibrate(self, known: Mapping[int, float]) -> dict[int, float]:
         """Time a step at each batch size of `untimed`; the device must be free of others.
 
         Args:
-            known: Seconds per step by batch size, of this configuration's network, norm and training on
-                devices of this kind.
+            known: Seconds per step by batch size, and of `timing.BEFORE`, of this configuration's network, norm and
+                training on devices of this kind.
 
         Returns:
             Those that were measured now.
         """
-        measured = {size: timing.median_step(partial(self.trainer.seconds, size)) for size in self.untimed(known)}
-        self.seconds_per_step = {**known, **measured}
+        measured = {size: self._seconds(size) for size in self.untimed(known)}
+        table = {**known, **measured}
+        self.seconds_per_step = {size: table[size] for size in self.timed}
         return measured
+
+    def _seconds(self, size: int) -> float:
+        if size != timing.BEFORE:
+            return timing.median_step(partial(self.trainer.seconds, size))
+        images, labels = first_examples(self.dataset.train, timing.CRAFTED_AT_ONCE)
+        attacked = self._untrained()
+
+        def craft(n_batches: int) -> float:
+            start = self._now()
+            with engine.convolving_in(self.config.precision):
+                for _ in range(n_batches):
+                    self._craft(attacked, images, labels)
+            return self._now() - start
+
+        return timing.median_step(craft) * len(self.dataset.train) / len(images)
 
     @property
     def seconds_ahead(self) -> float | None:
@@ -126,11 +160,12 @@ class Trial:
         return self._calibrated(self.batch_sizes[len(self.curve) :])
 
     def _calibrated(self, batch_sizes: Sequence[int]) -> float | None:
-        """Of one epoch at each of the sizes."""
+        """Of the next epochs, one at each of the sizes, with what comes before the first."""
         if not self.seconds_per_step:
             return None
-        n_examples = len(self.dataset.train)
-        return math.fsum(timing.epoch_seconds(self.seconds_per_step, size, n_examples) for size in batch_sizes)
+        table, n_examples = self.seconds_per_step, len(self.dataset.train)
+        before = 0.0 if self.curve else table.get(timing.BEFORE, 0.0)
+        return before + math.fsum(timing.epoch_seconds(table, size, n_examples) for size in batch_sizes)
 
     def train_epoch(self) -> dict[str, float]:
         """Train one epoch, evaluate, and return the new row of the curve.
@@ -146,10 +181,9 @@ class Trial:
         lrs = [schedule((epoch + i / n_steps) / config.epochs, self.accuracies, peak_lr) for i in range(n_steps)]
 
         self.trainer.prepare(size)
-        self._synchronise()
-        start = time.perf_counter()
+        start = self._now()
         loss = self.trainer.train_epoch(size, lrs).item()  # the epoch's one synchronisation
-        self.train_seconds += time.perf_counter() - start
+        self.train_seconds += time.perf_counter() - start + (0.0 if self.curve else self.crafting_seconds)
         calibrated = self._calibrated([size])
         known = calibrated is not None and self.calibrated_seconds is not None
         self.calibrated_seconds = self.calibrated_seconds + calibrated if known else None
@@ -175,25 +209,33 @@ class Trial:
     def training_images(self) -> tuple[Split, str]:
         """What an epoch passes over and how it is augmented.
 
-        `static` training crafts it once, which counts as training, and leaves it so.
+        `static` training crafts it once, which counts as training, and leaves it so; a resumed one crafts it again.
         """
         train, config = self.dataset.train, self.config
         if config.training != "static":
             return train, self.dataset.augmentation
         images, labels = first_examples(train, len(train))
-        start = time.perf_counter()
+        start = self._now()
         with engine.convolving_in(config.precision):
-            crafted = self._crafted(images, labels, config.eps, config.pgd_steps, config.step_size)
-        self._synchronise()
-        self.train_seconds += time.perf_counter() - start
+            crafted = self._craft(self._untrained(), images, labels)
+        self.crafting_seconds = self._now() - start
         return Split(crafted, labels), "none"
 
-    def _crafted(self, x: Tensor, y: Tensor, eps: float, steps: int, step_size: float | None = None) -> Tensor:
-        """Images that attack the initial weights; the same at each call."""
-        model = build_model(self.config, self.dataset, torch.Generator().manual_seed(self.config.seed))
+    def _craft(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        config = self.config
+        return self._crafted(model, x, y, config.eps, config.pgd_steps, config.step_size)
+
+    def _untrained(self) -> nn.Module:
+        """The network with its initial weights."""
+        return build_model(self.config, self.dataset, torch.Generator().manual_seed(self.config.seed)).to(self.device)
+
+    def _crafted(
+        self, model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, step_size: float | None = None
+    ) -> Tensor:
+        """Images that attack the model; the same at each call."""
         generator = torch.Generator(self.device).manual_seed(self.config.seed)
         settings = {"eps": eps, "steps": steps, "step_size": step_size, "generator": generator}
-        return adversarial.craft(model.to(self.device), x, y, **settings)
+        return adversarial.craft(model, x, y, **settings)
 
     def _evaluate(self, last: bool) -> dict[str, float]:
         """Clean and adversarial accuracy; on validation, but for the last one of a trial that is judged on test.
@@ -233,7 +275,7 @@ class Trial:
         evaluation = self.evaluation
         if evaluation.attacked_weights == "initial":
             if last not in self.attacked:
-                self.attacked[last] = self._crafted(x, y, evaluation.eps, evaluation.attack_steps)
+                self.attacked[last] = self._crafted(self._untrained(), x, y, evaluation.eps, evaluation.attack_steps)
             return accuracy(self.model, self.attacked[last], y, EVAL_BATCH)
         if self.graphs.captures and not uses_batch_statistics(self.model):
             generator = torch.Generator(self.device).manual_seed(self.config.seed)
@@ -269,11 +311,13 @@ class Trial:
 
     def _weights_finite(self) -> bool:
         with torch.no_grad():
-            return bool(torch.stack([p.isfinite().all() for p in self.model.parameters()]).all())
+            learnt = chain(self.model.parameters(), self.model.buffers())
+            return bool(torch.stack([tensor.isfinite().all() for tensor in learnt]).all())
 
-    def _synchronise(self) -> None:
+    def _now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
     def state_dict(self) -> dict[str, object]:
         """All that a later process needs to go on; loads with `weights_only=True`."""
@@ -281,6 +325,7 @@ class Trial:
             "config": self.config.model_dump_json(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "carried": self.trainer.carried,
             "generator": self.generator.get_state(),
             "train_seconds": self.train_seconds,
             "calibrated_seconds": self.calibrated_seconds,
@@ -293,9 +338,11 @@ class Trial:
         """
         if state["config"] != self.config.model_dump_json():
             raise ValueError(f"checkpoint of another trial: {state['config']}; accepted: {self.config!r}")
-        _ = self.training_images  # crafted before the seconds are set, which include the first crafting
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if state["carried"]:
+            for mine, saved in zip(self.trainer.carried, state["carried"], strict=True):
+                mine.copy_(saved)
         self.generator.set_state(state["generator"].cpu())
         self.train_seconds = state["train_seconds"]
         self.calibrated_seconds = state["calibrated_seconds"]
@@ -314,6 +361,19 @@ class Trial:
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
         return safetensors_bytes(tensors, metadata)
+
+
+def require_fitting(config: TrialConfig, dataset: Dataset, evaluation: EvalConfig) -> None:
+    largest, there_are = config.batch_size_schedule.largest, len(dataset.train)
+    if largest > there_are:
+        raise InputError(
+            f"batch_size_schedule: {largest} images in a batch given; accepted: at most the training set ({there_are})"
+        )
+    if evaluation.attacked_weights == "initial" and config.norm == "fixup":
+        raise InputError(
+            "attacked_weights: 'initial' given with norm 'fixup', whose untrained logits do not depend on the image; "
+            "accepted: 'current', or another norm"
+        )
 
 
 def build_model(config: TrialConfig, dataset: Dataset, generator: torch.Generator) -> nn.Module:

@@ -17,6 +17,7 @@ GPU = {"resnet8 fixup tf32 natural": {"16": 1.0, "32": 1.5}}
         ({"training": "trades", "pgd_steps": 5}, "resnet8 fixup tf32 trades 5"),
         ({"training": "free", "free_replays": 4}, "resnet8 fixup tf32 free 4"),
         ({"training": "fgsm"}, "resnet8 fixup tf32 fgsm 1"),
+        ({"training": "static", "pgd_steps": 3, "norm": "batchnorm"}, "resnet8 batchnorm tf32 static 3"),
         ({"precision": "bf16"}, "resnet8 fixup bf16 natural"),
     ],
 )
@@ -48,6 +49,17 @@ def test_what_was_never_measured_takes_as_long_as_its_passes_over_the_network_su
     nearer = GPU | {"resnet8 fixup tf32 pgd 3": {"32": 5.0}}
     assert calibration.expected_seconds(pgd, 96, nearer) == 3 * 3 * 5.0 * 8 / 4
     assert calibration.expected_seconds(CONFIG.model_copy(update={"depth": 14}), 96, GPU) is None
+
+
+def test_crafting_comes_before_the_steps_of_static_training():
+    static = CONFIG.model_copy(update={"training": "static", "pgd_steps": 10, "norm": "batchnorm"})
+    measured = {"resnet8 batchnorm tf32 static 10": {"16": 1.0, "32": 1.5, "0": 40.0}}
+    assert calibration.expected_seconds(static, 96, measured) == 40 + 3 * 3 * 1.5
+    assert calibration.expected_seconds(static.model_copy(update={"pgd_steps": 2}), 512, measured) == pytest.approx(
+        2 * 2 * 1.5 * 256 / 32 + 3 * 16 * 1.5
+    )
+    natural = static.model_copy(update={"training": "natural"})
+    assert calibration.expected_seconds(natural, 96, measured) == 3 * 3 * 1.5
 
 
 def test_the_error_is_relative_to_the_measured_seconds_of_complete_trials():

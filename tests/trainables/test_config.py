@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -58,6 +59,32 @@ def test_dotted_names_choose_a_batch_schedule(schedule, largest):
     params = {f"batch_size_schedule.{name}": value for name, value in schedule.model_dump().items()}
     assert trial_config(params).batch_size_schedule == schedule
     assert schedule.largest == largest
+
+
+def test_what_is_nested_stays_the_callers():
+    mine = {"kind": "geometric", "last": 128}
+    for first in (8, 16):
+        nested = nest({"batch_size_schedule": mine, "batch_size_schedule.first": first})
+        assert nested == {"batch_size_schedule": {"kind": "geometric", "first": first, "last": 128}}
+    assert mine == {"kind": "geometric", "last": 128}
+
+
+@pytest.mark.parametrize(
+    "params,line",
+    [
+        ({"epochs": True}, "epochs: True given; accepted: a number"),
+        ({"eps": "0.1"}, "eps: '0.1' given; accepted: a number"),
+        ({"step_size": True}, "step_size: True given; accepted: a number"),
+        ({"batch_size_schedule.size": True}, "batch_size_schedule.size: True given; accepted: a number"),
+        ({"nesterov": "yes"}, "nesterov: 'yes' given; accepted: a valid boolean"),
+        ({"training": "static", "norm": "fixup"}, "training: 'static' given with norm 'fixup', .*"),
+    ],
+)
+def test_a_truth_or_a_text_is_no_number(params, line):
+    schedule = {} if "batch_size_schedule.size" in params else {"batch_size_schedule.size": 8}
+    with pytest.raises(InputError) as refused:
+        trial_config({"batch_size_schedule.kind": "constant"} | schedule | params)
+    assert re.fullmatch(line, str(refused.value))
 
 
 def test_nest_splits_at_dots():

@@ -199,7 +199,14 @@ def test_crop_is_a_slice_of_the_padded_image(images):
 
 
 def test_centred_crop_is_the_image(images):
-    assert torch.equal(crop(images, torch.full((2, 200), 4), 4), images)
+    assert torch.equal(crop(images, torch.full((2, 200), 4), (4, 4)), images)
+
+
+def test_each_axis_is_shifted_by_an_eighth_of_its_own_length():
+    image = torch.zeros(300, 1, 32, 16, dtype=torch.uint8)
+    image[:, :, 16, 8] = 1
+    _, _, rows, columns = augment(image, "crop", generator(2)).nonzero(as_tuple=True)
+    assert set(rows.tolist()) == set(range(12, 21)) and set(columns.tolist()) == set(range(6, 11))
 
 
 def test_flip_mirrors_about_half_of_the_images(images):

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from trainables import timing
@@ -10,7 +12,16 @@ TABLE = {8: 1.0, 16: 2.0, 64: 5.0}
     [([128], [128]), ([8, 16, 32], [8, 16, 32]), ([10, 47, 100], [10, 16, 32, 64, 100]), ([1, 3], [1, 2, 3])],
 )
 def test_the_grid_has_both_ends_and_the_powers_of_two_between(sizes, expected):
-    assert timing.grid(sizes) == expected
+    assert timing.grid(sizes, math.prod(sizes)) == expected
+
+
+@pytest.mark.parametrize("sizes,expected", [([512], [176, 512]), ([64, 512], [48, 64, 128, 256, 512]), ([8], [8])])
+def test_the_grid_has_the_smallest_last_batch(sizes, expected):
+    assert timing.grid(sizes, 1200) == expected
+
+
+def test_what_comes_before_the_first_step_is_no_step():
+    assert timing.epoch_seconds({**TABLE, timing.BEFORE: 100.0}, 8, 40 + 2) == timing.epoch_seconds(TABLE, 8, 40 + 2)
 
 
 def test_an_epoch_is_its_full_batches_and_the_smaller_last_one():

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from trainables import data, timing
 from trainables.config import ConstantBatch, DataConfig, EvalConfig, GeometricBatch, PlateauBatch, TrialConfig
+from trainables.errors import InputError
 from trainables.trial import Diverged, Trial, load_model
 
 CPU = torch.device("cpu")
@@ -179,15 +180,15 @@ def test_calibrated_seconds_follow_from_the_seconds_per_step_and_survive_a_resta
     )
     trial = Trial(config, digits, EVALUATION, CPU)
     assert trial.seconds_ahead is None
-    assert trial.calibrate({64: 0.5, 128: 0.75}) == {}
-    n_examples = len(digits.train)
-    first, second = (timing.epoch_seconds({64: 0.5, 128: 0.75}, size, n_examples) for size in (64, 128))
+    table = {48: 0.4, 64: 0.5, 128: 0.75}  # 48 remain at either size
+    assert trial.calibrate(table) == {}
+    first, second = (timing.epoch_seconds(table, size, len(digits.train)) for size in (64, 128))
     assert trial.seconds_ahead == pytest.approx(first + second)
     trial.train_epoch()
     assert trial.curve[0]["calibrated_seconds"] == pytest.approx(first)
     again = Trial(config, digits, EVALUATION, CPU)
     again.load_state_dict(trial.state_dict())
-    again.calibrate({64: 0.5, 128: 0.75})
+    again.calibrate(table)
     assert again.seconds_ahead == pytest.approx(second)
     assert again.train_epoch()["calibrated_seconds"] == pytest.approx(first + second)
 
@@ -202,13 +203,77 @@ def test_an_epoch_without_calibration_leaves_the_sum_unknown(digits):
 def test_calibrating_times_each_missing_size_and_changes_nothing(digits):
     trial, plain = (Trial(CONFIG, digits, EVALUATION, CPU) for _ in range(2))
     measured = trial.calibrate({128: 0.5})
-    assert set(measured) == {64, 256} and min(measured.values()) > 0
+    assert set(measured) == {48, 64, 256} and min(measured.values()) > 0
     assert trial.seconds_per_step == {128: 0.5, **measured}
     row, expected = trial.train_epoch(), plain.train_epoch()
     assert (row["train_loss"], row["adversarial_accuracy"]) == (
         expected["train_loss"],
         expected["adversarial_accuracy"],
     )
+
+
+def test_equal_trainings_have_equal_calibrated_seconds_whatever_else_was_timed(digits):
+    config = CONFIG.model_copy(update={"batch_size_schedule": ConstantBatch(size=512)})
+    mine = {176: 0.2, 512: 0.5}
+    trials = [Trial(config, digits, EVALUATION, CPU) for _ in range(2)]
+    for trial, known in zip(trials, (mine, mine | {64: 0.01, 128: 0.02}), strict=True):
+        trial.calibrate(known)
+    assert trials[0].seconds_ahead == trials[1].seconds_ahead == pytest.approx(3 * (2 * 0.5 + 0.2))
+
+
+STATIC = CONFIG.model_copy(update={"training": "static", "pgd_steps": 3, "eps": 0.1})
+
+
+def test_crafting_counts_once_in_measured_and_in_calibrated_seconds(digits):
+    trial = Trial(STATIC, digits, EVALUATION, CPU)
+    measured = trial.calibrate(dict.fromkeys(timing.grid([64, 128, 256], len(digits.train)), 0.01))
+    assert list(measured) == [timing.BEFORE] and measured[timing.BEFORE] > 0
+    assert trial.calibrate({**trial.seconds_per_step, timing.BEFORE: 100.0}) == {}
+    steps = sum(math.ceil(len(digits.train) / size) for size in (64, 128, 256)) * 0.01
+    assert trial.seconds_ahead == pytest.approx(100 + steps)
+    trial.trainer.train_epoch = lambda size, lrs: torch.tensor(1.0)
+    trial._evaluate = lambda last: {"clean_accuracy": 0.5, "adversarial_accuracy": 0.5}
+    trial.crafting_seconds = 1000.0
+    train(trial)
+    assert trial.calibrated_seconds == pytest.approx(100 + steps) and trial.seconds_ahead == 0
+    assert 1000 < trial.train_seconds < 1001
+
+
+def test_a_finished_trial_that_is_loaded_crafts_nothing(digits):
+    state = train(Trial(STATIC, digits, EVALUATION, CPU)).state_dict()
+    again = Trial(STATIC, digits, EVALUATION, CPU)
+    again.load_state_dict(state)
+    assert "training_images" not in vars(again)
+
+
+def test_free_training_carries_its_perturbation_into_the_next_epoch(digits):
+    config = CONFIG.model_copy(update={"training": "free", "eps": 0.1})
+    trial = Trial(config, digits, EVALUATION, CPU)
+    trial.warm_up()
+    (carried,) = trial.trainer.carried
+    assert carried.shape == (256, 1, 8, 8) and not carried.any()
+    trial.train_epoch()
+    met, step = [], trial.trainer.step
+    trial.trainer.step = lambda *args: met.append(step.delta.clone()) or step(*args)
+    after_one = carried.clone()
+    trial.train_epoch()
+    assert after_one.any() and torch.equal(met[0], after_one)
+
+
+def test_what_cannot_be_trained_or_attacked_is_refused_at_once(digits):
+    with pytest.raises(InputError, match="batch_size_schedule: 2048 images in a batch given; accepted: at most .*1200"):
+        Trial(CONFIG.model_copy(update={"batch_size_schedule": ConstantBatch(size=2048)}), digits, EVALUATION, CPU)
+    initial = EVALUATION.model_copy(update={"attacked_weights": "initial"})
+    with pytest.raises(InputError, match="attacked_weights: 'initial' given with norm 'fixup'"):
+        Trial(CONFIG.model_copy(update={"norm": "fixup"}), digits, initial, CPU)
+
+
+def test_a_running_statistic_that_is_not_finite_ends_the_trial(digits):
+    trial = Trial(CONFIG, digits, EVALUATION, CPU)
+    trial.trainer.prepare(64)
+    next(buffer for name, buffer in trial.model.named_buffers() if "var" in name).fill_(math.inf)
+    with pytest.raises(Diverged):
+        trial.train_epoch()
 
 
 def test_the_default_data_is_digits():

@@ -1,0 +1,73 @@
+"""What a worker does around a trial, without Ray."""
+
+import json
+from contextlib import contextmanager
+
+import pytest
+
+from trainables import devices
+from trainables.config import ConstantBatch, DataConfig, EvalConfig, TrialConfig
+from trainables.ray_trainable import RayTrial
+from trainables.trial import Trial
+
+CONFIG = TrialConfig(depth=8, batch_size_schedule=ConstantBatch(size=400), epochs=2, eps=0.1, pgd_steps=1)
+
+
+@pytest.fixture
+def worker(tmp_path):
+    """Makes the worker of a trial."""
+
+    def make(number: int, config: TrialConfig = CONFIG) -> RayTrial:
+        return RayTrial(
+            {
+                "number": number,
+                "name": f"{number:04d}",
+                "trial": config.model_dump(mode="json"),
+                "data": DataConfig().model_dump(),
+                "evaluation": EvalConfig(eps=0.1, attack_steps=1, examples=4, curve_examples=4).model_dump(),
+                "folder": str(tmp_path / f"{number:04d}"),
+                "timings": str(tmp_path / "timings"),
+                "timing_key": f"resnet8 batchnorm tf32 {config.training}",
+                "shared": None,
+                "threads": 1,
+                "shares_gpu": False,
+                "epoch_timeout": 60.0,
+                "seconds_per_step": {},
+            }
+        )
+
+    return make
+
+
+def test_what_one_worker_measures_all_use_and_each_tells_the_driver(worker, tmp_path):
+    first, second = worker(1).step(), worker(2).step()
+    assert first["calibrated_seconds"] == second["calibrated_seconds"]
+    assert first["calibration"] == second["calibration"] and set(first["calibration"]["seconds_per_step"]) == {"400"}
+    (table,) = (tmp_path / "timings").iterdir()
+    assert json.loads(table.read_text()) == first["calibration"]["seconds_per_step"]
+    other = worker(3, CONFIG.model_copy(update={"training": "fgsm"})).step()
+    assert other["calibrated_seconds"] != first["calibrated_seconds"]
+
+
+def test_a_resumed_trial_crafts_its_images_while_nobody_measures(worker, monkeypatch):
+    held, crafted, craft, shared = [], [], Trial._craft, devices.shared
+
+    @contextmanager
+    def noted(*args):
+        with shared(*args):
+            held.append(True)
+            yield
+            held.pop()
+
+    def noting(trial, model, x, y):
+        crafted.append((len(x), bool(held)))
+        return craft(trial, model, x, y)
+
+    monkeypatch.setattr(devices, "shared", noted)
+    monkeypatch.setattr(Trial, "_craft", noting)
+    static = CONFIG.model_copy(update={"training": "static"})
+    for _ in range(2):
+        worker(1, static).step()
+    assert [inside for n, inside in crafted if n == 1200] == [True, True]  # 256 at once are crafted to be timed
+    crafted.clear()
+    assert worker(1, static).step()["done"] and not crafted
