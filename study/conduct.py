@@ -21,6 +21,7 @@ from study.sole_writer import SoleWriter
 from study.spaces import Space
 from trainables import data
 from trainables.config import TrialConfig
+from trainables.errors import InputError
 from trainables.files import remove_partial
 
 # Not stored with the study: secrets, places of this machine, and how long one run may last.
@@ -67,12 +68,13 @@ def carry_out(
     # Without markup: labels and paths may have brackets.
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PLAIN_WIDTH, markup=False)
     with ExitStack() as stack:
-        if settings.folder.exists():
+        begun = settings.folder.exists()
+        if begun:
             stack.enter_context(driver_lock(settings.folder))
         done = storage.count_finished(settings.storage_url, settings.name)
         resources = stack.enter_context(runner.cluster(settings)) if done < settings.trials else None
-        if not settings.folder.exists():
-            settings.folder.mkdir(parents=True)
+        if not begun:
+            make_folder(settings)
             stack.enter_context(driver_lock(settings.folder))
         remove_partial(settings.folder)
         study = prepare()
@@ -86,6 +88,19 @@ def carry_out(
                 ending = runner.run(study, configure, settings, resources, progress, objective)
         finish(study, settings, console, ending)
     return 130 if ending == "interrupted" else 0
+
+
+def make_folder(settings: StudySettings) -> None:
+    """Raises:
+    InputError: If somebody else has made it since it was looked for: Ray takes seconds to start.
+    """
+    try:
+        settings.folder.mkdir(parents=True)
+    except FileExistsError:
+        raise InputError(
+            f"name: {settings.name!r} given, which another process has begun meanwhile; accepted: another --name, or "
+            "the same command again, to go on with it"
+        ) from None
 
 
 def open_study(settings: StudySettings, space: Space, n_examples: int) -> optuna.Study:
@@ -114,10 +129,15 @@ def finish(study: optuna.Study, settings: StudySettings, console: Console, endin
 
 
 def command_line(settings: StudySettings, *words: str) -> str:
-    """The command `words` on the study with these settings; all else is stored with it."""
+    """The command `words` on the study with these settings; what is not named is stored with it.
+
+    `recommend` reads alone and runs on no cluster.
+    """
     given = ["python", "-m", f"study.{words[0]}", *words[1:]]
     if settings.results_dir != StudySettings.model_fields["results_dir"].default:
         given += ["--results-dir", settings.results_dir]
+    if settings.address and words[0] != "recommend":
+        given += ["--address", settings.address]
     return shlex.join(given) + (" --storage URL" if settings.storage else "")
 
 

@@ -33,7 +33,7 @@ def onecycle(progress: float, accuracies: Sequence[float], peak_lr: float) -> fl
     """From peak/25 up over the first 30 %, then down to peak/250000, each along half a cosine.
 
     Source: Smith 2018, arXiv:1803.09820, in the form of torch's OneCycleLR with its defaults (two
-    phases, cosine instead of Smith's straight lines).
+    phases, cosine instead of Smith's straight lines), but for momentum, which stays as it is.
     """
     first_lr = peak_lr / 25
     if progress < 0.3:
