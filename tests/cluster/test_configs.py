@@ -1,6 +1,9 @@
 """The cluster files against Ray's own code, and what `ray up cluster.yaml` would launch, on moto's AWS."""
 
+import os
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +14,7 @@ import yaml
 from moto.server import ThreadedMotoServer
 from ray.autoscaler._private import commands
 from ray.autoscaler._private.aws import config as aws_config
+from ray.autoscaler._private.command_runner import _with_interactive
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
@@ -28,6 +32,19 @@ def load(provider: str) -> dict[str, object]:
 def ray_start(commands: list[str]) -> str:
     (found,) = [command for command in commands if " ray start" in command or "/ray start" in command]
     return found
+
+
+def program(folder: Path, name: str, *lines: str) -> None:
+    """A shell script in place of a program."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    (folder / name).chmod(0o755)
+
+
+def run_on_node(command: str, home: Path, path: str) -> int:
+    """The status of a command of a cluster file, in the shell that Ray gives it, but for what a login would add."""
+    (line,) = shlex.split(_with_interactive(command)[-1])
+    return subprocess.run([shutil.which("bash"), "-c", line], env={"HOME": str(home), "PATH": path}).returncode
 
 
 @pytest.fixture
@@ -99,6 +116,38 @@ def test_all_that_the_project_needs_is_copied_and_installed_with_its_pins(provid
     assert all((ROOT / source).exists() for source in config["file_mounts"].values() if not source.startswith("~"))
     assert any("make .venv/installed" in command for command in config["setup_commands"])
     assert "--constraint constraints.txt" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("provider", FILES)
+@pytest.mark.parametrize(
+    "script, started",
+    [
+        (None, False),
+        (['[ "$1" = -d ] && echo started >>"$0.log" || exit 1'], True),
+        (['[ "$1" = -d ] && echo started >>"$0.log" || grep -q get_server_list'], False),
+        (['[ "$1" = -d ] && echo started >>"$0.log"', "exit 1"], True),
+    ],
+    ids=["not there", "none runs", "one answers", "none can start"],
+)
+def test_a_worker_starts_mps_where_it_is_and_none_runs(provider, script, started, tmp_path):
+    (command,) = [command for command in load(provider)["worker_start_ray_commands"] if "mps" in command]
+    if script:
+        program(tmp_path / "bin", "nvidia-cuda-mps-control", *script)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}" if script else str(tmp_path / "bin")
+    assert run_on_node(command, tmp_path, path) == 0
+    assert (tmp_path / "bin" / "nvidia-cuda-mps-control.log").exists() == started
+
+
+def test_a_new_node_waits_for_apt_lists_that_its_own_daily_update_holds(tmp_path):
+    log = tmp_path / "log"
+    program(tmp_path, "sudo", 'exec "$@"')
+    program(tmp_path, "sleep")
+    program(tmp_path, "apt-get", f'echo "$*" >>{log}', f"[ $(wc -l <{log}) -gt 2 ] || exit 100")
+    for command in load("aws")["setup_commands"]:
+        if "apt-get" in command:
+            assert run_on_node(command, tmp_path, f"{tmp_path}:{os.environ['PATH']}") == 0
+    *updates, install = log.read_text().splitlines()
+    assert ["update" in call for call in updates] == [True] * 3 and "install" in install
 
 
 def test_all_hosts_of_onprem_are_workers(home):
