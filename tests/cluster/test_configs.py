@@ -1,6 +1,7 @@
 """The cluster files against Ray's own code, and what `ray up cluster.yaml` would launch, on moto's AWS."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
 from study import pareto
+from study.settings import StudySettings
 
 ROOT = Path(__file__).parents[2]
 FILES = {"aws": ROOT / "cluster.yaml", "local": ROOT / "clusters" / "onprem.yaml"}
@@ -150,6 +152,13 @@ def test_a_new_node_waits_for_apt_lists_that_its_own_daily_update_holds(tmp_path
     assert ["update" in call for call in updates] == [True] * 3 and "install" in install
 
 
+def test_an_image_has_what_the_nodes_are_given(tmp_path):
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in lines
+    copied = {target.removeprefix("~/adversarial-pareto/") for target in load("aws")["file_mounts"]}
+    assert {line[1:] for line in lines if line.startswith("!")} == copied - {"Makefile", "~/.ray/auth_token"}
+
+
 def test_all_hosts_of_onprem_are_workers(home):
     config = prepare_config(load("local"))
     (node_type,) = config["available_node_types"].values()
@@ -174,13 +183,39 @@ def test_ray_on_kubernetes_takes_the_rayjob_for_a_head_without_trials_and_gpu_wo
 
 def test_the_rayjobs_command_is_one_that_the_search_accepts(home, monkeypatch):
     job = yaml.safe_load((ROOT / "clusters" / "kuberay.yaml").read_text())
-    python, module, name, *options = shlex.split(job["spec"]["entrypoint"])
-    assert [python, module, name] == ["python", "-m", "study.pareto"]
-    accepted = []
-    conduct = SimpleNamespace(conduct=lambda settings, space: accepted.append(settings) or 0)
+    python, *words = shlex.split(job["spec"]["entrypoint"])
+    settings = accepted(words, monkeypatch)
+    assert python == "python" and settings.address == "auto" and settings.results_dir == "/shared/results"
+
+
+def test_the_documented_job_reaches_the_search_through_the_shell_that_ray_starts_it_in(tmp_path, monkeypatch):
+    program(tmp_path / "bin", "ray", """printf '%s\\n' "$@" """)
+    project = tmp_path / "adversarial-pareto"
+    program(project / ".venv" / "bin", "python", "pwd", """printf '%s\\n' "$@" """)
+    environment = {"HOME": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+
+    def printed(command: str) -> list[str]:
+        ran = subprocess.run(command, shell=True, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        return ran.stdout.splitlines()
+
+    (command,) = re.findall(r"^ray job submit (?:.*\\\n)*.*$", (ROOT / "docs" / "cluster.md").read_text(), re.MULTILINE)
+    words = printed(command)
+    folder, *words = printed(shlex.join(words[words.index("--") + 1 :]))  # as `ray job submit` makes it one line
+    assert folder == str(project)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pareto, "check_storage_path", lambda settings: None)
+    settings = accepted(words, monkeypatch)
+    assert settings.address == "auto" and settings.name == "cifar" and settings.storage_path.startswith("s3://")
+
+
+def accepted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> StudySettings:
+    """What the search takes from `-m study.pareto OPTIONS`."""
+    assert words[:2] == ["-m", "study.pareto"]
+    taken = []
+    conduct = SimpleNamespace(conduct=lambda settings, space: taken.append(settings) or 0)
     monkeypatch.setitem(sys.modules, "study.conduct", conduct)  # spares the import of torch
-    assert pareto.main(options) == 0
-    assert accepted[0].address == "auto" and accepted[0].results_dir == "/shared/results"
+    assert pareto.main(words[2:]) == 0
+    return taken[0]
 
 
 def test_ray_up_launches_one_head_and_the_autoscaler_spot_workers_with_gpus(aws, home, monkeypatch):
