@@ -365,6 +365,7 @@ def run(
             "folder": join(settings.checkpoints, checkpoint_name(number)),
             "shared": shared,
             "threads": settings.threads,
+            "gpu": gpus > 0,
             "shares_gpu": 0 < gpus < 1,
             "epoch_timeout": settings.epoch_timeout,
         }

@@ -1,11 +1,15 @@
 import logging
 from contextlib import contextmanager, nullcontext
 
+import optuna
 import pytest
+import torch
 import yaml
 
 from study import runner
 from study.settings import StudySettings
+from trainables import ray_trainable
+from trainables.config import TrialConfig
 from trainables.errors import InputError
 
 
@@ -91,3 +95,29 @@ def test_on_one_machine_what_an_autoscaler_may_start_does_not_count(on):
     on([{"CPU": 2.0}], STARTABLE)
     with pytest.raises(InputError, match="cpus_per_trial: 4.0 given; accepted: at most 2, all that this machine has"):
         runner.sufficient_resources(StudySettings(name="a", cpus_per_trial=4))
+
+
+class Caught(Exception):
+    """Holds what was about to be used."""
+
+
+@pytest.mark.parametrize("gpus, device", [(0, "cpu"), (0.5, "cuda"), (None, "cuda")])
+def test_a_trial_trains_on_the_gpu_only_where_it_was_given_one(gpus, device, tmp_path, monkeypatch):
+    def search(study, configure, n_trials, n_concurrent, retries, worker_config, *rest):
+        raise Caught(worker_config(0))
+
+    def trial(config, dataset, evaluation, device, shares_gpu):
+        raise Caught(device.type)
+
+    monkeypatch.setattr(runner, "StudySearch", search)
+    monkeypatch.setattr(runner.metrics, "addresses", dict)
+    monkeypatch.setattr(ray_trainable, "Trial", trial)
+    monkeypatch.setattr(ray_trainable, "load_dataset", lambda config, device: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # as on a machine with one, whatever Ray gave
+    settings = StudySettings(name="a", results_dir=str(tmp_path), gpus_per_trial=gpus)
+    with pytest.raises(Caught) as made:
+        runner.run(optuna.create_study(), None, settings, {"CPU": 2.0, "GPU": 1.0}, None, "measured")
+    (config,) = made.value.args
+    worker = ray_trainable.RayTrial(config | {"number": 0, "trial": TrialConfig().model_dump(mode="json")})
+    with pytest.raises(Caught, match=device):
+        worker._open()
