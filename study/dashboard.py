@@ -3,6 +3,7 @@
 Ray's own dashboard is named as well while a study runs. Works on a study that is running.
 """
 
+import json
 import socket
 import sys
 import threading
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 
 import click
 import optuna
+from filelock import FileLock
 
 from study import cli, storage
 
@@ -59,6 +61,24 @@ def tensorboard(logs: Path) -> str:
     return board.launch()
 
 
+def may_run(folder: Path) -> bool:
+    """Whether a driver may run the study in `folder`: it holds the lock of study/lock.py, or is another host's.
+
+    Locks need not reach from host to host, and where results lie elsewhere there is nothing to tell from.
+    """
+    if not folder.exists():
+        return True
+    try:
+        if json.loads((folder / ".driver.json").read_bytes())["host"] != socket.gethostname():
+            return True
+        with FileLock(folder / ".lock", timeout=0):
+            return False
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError):  # among them that the lock is held
+        return True
+
+
 def answers(url: str) -> bool:
     """Whether somebody listens there."""
     place = urlsplit(url)
@@ -77,7 +97,7 @@ def command(name: str, results_dir: str, url: str | None) -> int:
     with ExitStack() as stack:
         say("Optuna", stack.enter_context(optuna_dashboard(study)))
         say("TensorBoard", tensorboard(logs) if logs.exists() else f"no logs in {logs}")
-        running = "dashboard" in ray and answers(ray["dashboard"])
+        running = "dashboard" in ray and may_run(logs.parent) and answers(ray["dashboard"])
         say("Ray", ray["dashboard"] if running else "no cluster of this study answers")
         if running and "metrics" in ray:
             say("metrics", ray["metrics"])

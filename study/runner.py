@@ -107,34 +107,50 @@ def sufficient_resources(settings: StudySettings) -> dict[str, float]:
     """What Ray has, or can have once its autoscaler has started all nodes that it may.
 
     Raises:
-        InputError: If that is less than one trial needs.
+        InputError: If no node of it has what one trial needs.
     """
     resources = ray.cluster_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if settings.address:
-        resources |= {kind: max(resources.get(kind, 0.0), amount) for kind, amount in startable().items()}
-    for field, kind, needed in [
-        ("cpus_per_trial", "CPU", settings.cpus_per_trial),
-        ("gpus_per_trial", "GPU", gpus_per_trial(settings, resources)),
-    ]:
-        if needed > resources.get(kind, 0):
-            raise InputError(f"{field}: {needed} given; accepted: at most {resources.get(kind, 0):g}, all that Ray has")
+        more = startable()
+        total: Counter[str] = Counter()
+        for node in more:
+            total.update(node)
+        resources |= {kind: max(resources.get(kind, 0.0), float(amount)) for kind, amount in total.items()}
+        nodes += more
+    require_fit(settings, gpus_per_trial(settings, resources), nodes)
     return resources
 
 
-def startable() -> dict[str, float]:
-    """What all nodes that the autoscaler may start have, where this is the head of a cluster made by `ray up`.
+def require_fit(settings: StudySettings, gpus: float, nodes: list[dict[str, float]]) -> None:
+    """A trial that fits no node would wait for ever.
+
+    Raises:
+        InputError: If none of `nodes` has what one trial needs.
+    """
+    anywhere = "one node" if settings.address else "this machine"
+    with_gpus = "one node with enough GPUs" if settings.address and gpus else anywhere
+    for field, kind, needed, place in [
+        ("gpus_per_trial", "GPU", gpus, anywhere),
+        ("cpus_per_trial", "CPU", settings.cpus_per_trial, with_gpus),
+    ]:
+        most = max((node.get(kind, 0) for node in nodes), default=0)
+        if needed > most:
+            raise InputError(f"{field}: {needed} given; accepted: at most {most:g}, all that {place} has")
+        nodes = [node for node in nodes if node.get(kind, 0) >= needed]
+
+
+def startable() -> list[dict[str, float]]:
+    """Resources of each node that the autoscaler may start, where this is the head of a cluster made by `ray up`.
 
     Ray itself has no answer: what its autoscaler may start stands in this file alone.
     """
     try:
         config = yaml.safe_load(AUTOSCALER_FILE.expanduser().read_text())
     except FileNotFoundError:
-        return {}
-    total: Counter[str] = Counter()
-    for node_type in config["available_node_types"].values():
-        for kind, amount in node_type.get("resources", {}).items():
-            total[kind] += amount * node_type.get("max_workers", 0)
-    return {kind: float(amount) for kind, amount in total.items()}
+        return []
+    types = config["available_node_types"].values()
+    return [kind.get("resources", {}) for kind in types for _ in range(kind.get("max_workers", 0))]
 
 
 def require_reachable(address: str | None) -> None:
@@ -351,6 +367,7 @@ def run(
             "timings": join(settings.checkpoints, TIMINGS),
             "shared": shared,
             "threads": settings.threads,
+            "gpu": gpus > 0,
             "shares_gpu": 0 < gpus < 1,
             "epoch_timeout": settings.epoch_timeout,
         }

@@ -32,10 +32,11 @@ class RayTrial(tune.Trainable):
     Its config has `number` (Optuna's), `name` (what a person reads, e.g. `0007 fixup 8→128`), `trial`, `data` and
     `evaluation` (fields of TrialConfig, DataConfig, EvalConfig), `folder` (the place of the trial's checkpoint, a
     path or URI), `shared` (a place and a file that the driver wrote there; None where trials run on the driver's
-    host), `threads`, `shares_gpu` (whether others train on its GPU), `epoch_timeout` (seconds after which an epoch
-    counts as hung), `timings` (a place that the study's workers share), `timing_key` (names what a step's seconds
-    depend on, e.g. network, norm and training) and `seconds_per_step`: by kind of device, then batch size, those that
-    the driver knows for this key. What was measured since goes along with the first report as `calibration`.
+    host), `threads`, `gpu` (whether it was given one: Ray hides no GPU from those that asked for none), `shares_gpu`
+    (whether others train on its GPU), `epoch_timeout` (seconds after which an epoch counts as hung), `timings` (a place
+    that the study's workers share), `timing_key` (names what a step's seconds depend on, e.g. network, norm and
+    training) and `seconds_per_step`: by kind of device, then batch size, those that the driver knows for this key. What
+    was measured since goes along with the first report as `calibration`.
 
     The trial's own failures (diverged, out of memory, an exception) end it with a last result that
     says `failure`, so that Tune does not retry them. What the machine does (a killed process, a lost
@@ -77,7 +78,7 @@ class RayTrial(tune.Trainable):
     def _open(self) -> None:
         config = self.config
         torch.set_num_threads(config["threads"])
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if config["gpu"] and torch.cuda.is_available() else "cpu")
         require_shared(config["shared"])
         folder = CheckpointFolder(config["folder"])
         trial = Trial(

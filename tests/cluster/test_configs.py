@@ -1,6 +1,10 @@
 """The cluster files against Ray's own code, and what `ray up cluster.yaml` would launch, on moto's AWS."""
 
+import os
+import re
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,11 +15,13 @@ import yaml
 from moto.server import ThreadedMotoServer
 from ray.autoscaler._private import commands
 from ray.autoscaler._private.aws import config as aws_config
+from ray.autoscaler._private.command_runner import _with_interactive
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
 from study import pareto
+from study.settings import StudySettings
 
 ROOT = Path(__file__).parents[2]
 FILES = {"aws": ROOT / "cluster.yaml", "local": ROOT / "clusters" / "onprem.yaml"}
@@ -28,6 +34,19 @@ def load(provider: str) -> dict[str, object]:
 def ray_start(commands: list[str]) -> str:
     (found,) = [command for command in commands if " ray start" in command or "/ray start" in command]
     return found
+
+
+def program(folder: Path, name: str, *lines: str) -> None:
+    """A shell script in place of a program."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    (folder / name).chmod(0o755)
+
+
+def run_on_node(command: str, home: Path, path: str) -> int:
+    """The status of a command of a cluster file, in the shell that Ray gives it, but for what a login would add."""
+    (line,) = shlex.split(_with_interactive(command)[-1])
+    return subprocess.run([shutil.which("bash"), "-c", line], env={"HOME": str(home), "PATH": path}).returncode
 
 
 @pytest.fixture
@@ -101,6 +120,45 @@ def test_all_that_the_project_needs_is_copied_and_installed_with_its_pins(provid
     assert "--constraint constraints.txt" in (ROOT / "Makefile").read_text()
 
 
+@pytest.mark.parametrize("provider", FILES)
+@pytest.mark.parametrize(
+    "script, started",
+    [
+        (None, False),
+        (['[ "$1" = -d ] && echo started >>"$0.log" || exit 1'], True),
+        (['[ "$1" = -d ] && echo started >>"$0.log" || grep -q get_server_list'], False),
+        (['[ "$1" = -d ] && echo started >>"$0.log"', "exit 1"], True),
+    ],
+    ids=["not there", "none runs", "one answers", "none can start"],
+)
+def test_a_worker_starts_mps_where_it_is_and_none_runs(provider, script, started, tmp_path):
+    (command,) = [command for command in load(provider)["worker_start_ray_commands"] if "mps" in command]
+    if script:
+        program(tmp_path / "bin", "nvidia-cuda-mps-control", *script)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}" if script else str(tmp_path / "bin")
+    assert run_on_node(command, tmp_path, path) == 0
+    assert (tmp_path / "bin" / "nvidia-cuda-mps-control.log").exists() == started
+
+
+def test_a_new_node_waits_for_apt_lists_that_its_own_daily_update_holds(tmp_path):
+    log = tmp_path / "log"
+    program(tmp_path, "sudo", 'exec "$@"')
+    program(tmp_path, "sleep")
+    program(tmp_path, "apt-get", f'echo "$*" >>{log}', f"[ $(wc -l <{log}) -gt 2 ] || exit 100")
+    for command in load("aws")["setup_commands"]:
+        if "apt-get" in command:
+            assert run_on_node(command, tmp_path, f"{tmp_path}:{os.environ['PATH']}") == 0
+    *updates, install = log.read_text().splitlines()
+    assert ["update" in call for call in updates] == [True] * 3 and "install" in install
+
+
+def test_an_image_has_what_the_nodes_are_given(tmp_path):
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in lines
+    copied = {target.removeprefix("~/adversarial-pareto/") for target in load("aws")["file_mounts"]}
+    assert {line[1:] for line in lines if line.startswith("!")} == copied - {"Makefile", "~/.ray/auth_token"}
+
+
 def test_all_hosts_of_onprem_are_workers(home):
     config = prepare_config(load("local"))
     (node_type,) = config["available_node_types"].values()
@@ -125,13 +183,39 @@ def test_ray_on_kubernetes_takes_the_rayjob_for_a_head_without_trials_and_gpu_wo
 
 def test_the_rayjobs_command_is_one_that_the_search_accepts(home, monkeypatch):
     job = yaml.safe_load((ROOT / "clusters" / "kuberay.yaml").read_text())
-    python, module, name, *options = shlex.split(job["spec"]["entrypoint"])
-    assert [python, module, name] == ["python", "-m", "study.pareto"]
-    accepted = []
-    conduct = SimpleNamespace(conduct=lambda settings, space: accepted.append(settings) or 0)
+    python, *words = shlex.split(job["spec"]["entrypoint"])
+    settings = accepted(words, monkeypatch)
+    assert python == "python" and settings.address == "auto" and settings.results_dir == "/shared/results"
+
+
+def test_the_documented_job_reaches_the_search_through_the_shell_that_ray_starts_it_in(tmp_path, monkeypatch):
+    program(tmp_path / "bin", "ray", """printf '%s\\n' "$@" """)
+    project = tmp_path / "adversarial-pareto"
+    program(project / ".venv" / "bin", "python", "pwd", """printf '%s\\n' "$@" """)
+    environment = {"HOME": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+
+    def printed(command: str) -> list[str]:
+        ran = subprocess.run(command, shell=True, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        return ran.stdout.splitlines()
+
+    (command,) = re.findall(r"^ray job submit (?:.*\\\n)*.*$", (ROOT / "docs" / "cluster.md").read_text(), re.MULTILINE)
+    words = printed(command)
+    folder, *words = printed(shlex.join(words[words.index("--") + 1 :]))  # as `ray job submit` makes it one line
+    assert folder == str(project)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pareto, "check_storage_path", lambda settings: None)
+    settings = accepted(words, monkeypatch)
+    assert settings.address == "auto" and settings.name == "cifar" and settings.storage_path.startswith("s3://")
+
+
+def accepted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> StudySettings:
+    """What the search takes from `-m study.pareto OPTIONS`."""
+    assert words[:2] == ["-m", "study.pareto"]
+    taken = []
+    conduct = SimpleNamespace(conduct=lambda settings, space: taken.append(settings) or 0)
     monkeypatch.setitem(sys.modules, "study.conduct", conduct)  # spares the import of torch
-    assert pareto.main(options) == 0
-    assert accepted[0].address == "auto" and accepted[0].results_dir == "/shared/results"
+    assert pareto.main(words[2:]) == 0
+    return taken[0]
 
 
 def test_ray_up_launches_one_head_and_the_autoscaler_spot_workers_with_gpus(aws, home, monkeypatch):

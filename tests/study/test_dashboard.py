@@ -1,11 +1,13 @@
 """The dashboards as a person starts and stops them."""
 
+import json
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
@@ -14,6 +16,7 @@ import psutil
 import pytest
 
 from study import dashboard, storage
+from study.lock import driver_lock
 from tests.study import browser, synthetic
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +103,33 @@ class TestRunning:
             port = int(re.search(r":(\d+)", addresses[name]).group(1))
             with pytest.raises(OSError):
                 socket.create_connection(("127.0.0.1", port), timeout=2)
+
+
+@pytest.mark.parametrize(
+    "driver, named",
+    [("none", False), ("killed", False), ("runs", True), ("on another host", True), ("results elsewhere", True)],
+)
+def test_ray_is_this_studys_only_while_a_driver_may_run_it(driver, named, tmp_path, monkeypatch, capsys):
+    url, folder = f"sqlite:///{tmp_path / 'study.db'}", tmp_path / "results" / "mine"
+    study = storage.open_study(storage.from_url(url), "mine")
+    study.set_user_attr("settings", synthetic.SETTINGS)
+    if driver != "results elsewhere":
+        folder.mkdir(parents=True)
+    host = {"killed": socket.gethostname(), "on another host": "elsewhere"}.get(driver)
+    if host:
+        (folder / ".driver.json").write_text(json.dumps({"host": host, "pid": 1}))
+
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dashboard.time, "sleep", interrupt)
+    with socket.create_server(("127.0.0.1", 0)) as somebody, driver_lock(folder) if driver == "runs" else nullcontext():
+        ray = {"dashboard": f"http://127.0.0.1:{somebody.getsockname()[1]}", "metrics": "http://127.0.0.1:1/metrics"}
+        study.set_user_attr("ray", ray)
+        assert dashboard.main(["mine", "--results-dir", str(folder.parent), "--storage", url]) == 130
+    out = capsys.readouterr().out
+    assert (ray["dashboard"] in out, ray["metrics"] in out) == (named, named)
+    assert ("no cluster of this study answers" in out) != named
 
 
 def test_ray_is_named_where_it_answers():

@@ -1,10 +1,16 @@
 import logging
 from contextlib import contextmanager, nullcontext
 
+import optuna
 import pytest
+import torch
+import yaml
 
 from study import runner
 from study.settings import StudySettings
+from trainables import ray_trainable
+from trainables.config import TrialConfig
+from trainables.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -35,3 +41,83 @@ def test_trials_that_share_a_gpu_of_this_machine_have_mps_before_ray_starts(give
         assert resources == {"GPU": 1.0}
     assert events == ["mps"] * asked + ["ray"]
     assert caplog.text.count("without MPS: not there") == asked
+
+
+ONE_GPU_EACH = [{"CPU": 8.0}, *[{"CPU": 4.0, "GPU": 1.0}] * 8]
+STARTABLE = {"head": ({"CPU": 0}, 0), "worker": ({"CPU": 4, "GPU": 1}, 8)}  # by `ray up`: what each has, how many
+
+
+@pytest.fixture
+def on(tmp_path, monkeypatch):
+    """Makes Ray have these nodes, and its autoscaler be allowed those."""
+
+    def make(there, startable):
+        types = {name: {"resources": has, "max_workers": most} for name, (has, most) in startable.items()}
+        (tmp_path / "bootstrap.yaml").write_text(yaml.safe_dump({"available_node_types": types}))
+        monkeypatch.setattr(runner, "AUTOSCALER_FILE", tmp_path / "bootstrap.yaml")
+        lost = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+        monkeypatch.setattr(runner.ray, "nodes", lambda: [*({"Alive": True, "Resources": has} for has in there), lost])
+        total = {kind: sum(has.get(kind, 0.0) for has in there) for kind in ("CPU", "GPU")}
+        monkeypatch.setattr(runner.ray, "cluster_resources", lambda: total)
+
+    return make
+
+
+@pytest.mark.parametrize("nodes", [(ONE_GPU_EACH, {}), ([], STARTABLE)], ids=["there", "to be started"])
+@pytest.mark.parametrize(
+    "given, answer",
+    [
+        ({"gpus_per_trial": 2}, "gpus_per_trial: 2.0 given; accepted: at most 1, all that one node"),
+        ({"cpus_per_trial": 6}, "cpus_per_trial: 6.0 given; accepted: at most 4, all that one node with enough GPUs"),
+    ],
+)
+def test_a_trial_that_fits_no_single_node_is_refused(nodes, given, answer, on):
+    on(*nodes)
+    with pytest.raises(InputError) as refusal:
+        runner.sufficient_resources(StudySettings(name="a", address="auto", **given))
+    assert str(refusal.value) == f"{answer} has"
+
+
+@pytest.mark.parametrize(
+    "given, nodes",
+    [
+        ({"gpus_per_trial": 1, "cpus_per_trial": 4}, (ONE_GPU_EACH, {})),
+        ({"gpus_per_trial": 1, "cpus_per_trial": 4}, ([], STARTABLE)),
+        ({"gpus_per_trial": 0, "cpus_per_trial": 8}, (ONE_GPU_EACH, {})),
+    ],
+)
+def test_a_trial_that_fits_one_node_is_accepted_and_all_nodes_count(given, nodes, on):
+    on(*nodes)
+    assert runner.sufficient_resources(StudySettings(name="a", address="auto", **given))["GPU"] == 8
+
+
+def test_on_one_machine_what_an_autoscaler_may_start_does_not_count(on):
+    on([{"CPU": 2.0}], STARTABLE)
+    with pytest.raises(InputError, match="cpus_per_trial: 4.0 given; accepted: at most 2, all that this machine has"):
+        runner.sufficient_resources(StudySettings(name="a", cpus_per_trial=4))
+
+
+class Caught(Exception):
+    """Holds what was about to be used."""
+
+
+@pytest.mark.parametrize("gpus, device", [(0, "cpu"), (0.5, "cuda"), (None, "cuda")])
+def test_a_trial_trains_on_the_gpu_only_where_it_was_given_one(gpus, device, tmp_path, monkeypatch):
+    def search(study, configure, n_trials, n_concurrent, retries, worker_config, *rest):
+        raise Caught(worker_config(0))
+
+    def trial(config, dataset, evaluation, device, shares_gpu):
+        raise Caught(device.type)
+
+    monkeypatch.setattr(runner, "StudySearch", search)
+    monkeypatch.setattr(runner.metrics, "addresses", dict)
+    monkeypatch.setattr(ray_trainable, "Trial", trial)
+    monkeypatch.setattr(ray_trainable, "load_dataset", lambda config, device: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # as on a machine with one, whatever Ray gave
+    settings = StudySettings(name="a", results_dir=str(tmp_path), gpus_per_trial=gpus)
+    with pytest.raises(Caught) as made:
+        runner.run(optuna.create_study(), None, settings, {"CPU": 2.0, "GPU": 1.0}, None, "measured")
+    (config,) = made.value.args
+    worker = ray_trainable.RayTrial(config | {"number": 0, "trial": TrialConfig().model_dump(mode="json")})
+    with pytest.raises(Caught, match=device):
+        worker._open()

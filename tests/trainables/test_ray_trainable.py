@@ -30,6 +30,7 @@ def worker(tmp_path):
                 "timing_key": f"resnet8 batchnorm tf32 {config.training}",
                 "shared": None,
                 "threads": 1,
+                "gpu": False,
                 "shares_gpu": False,
                 "epoch_timeout": 60.0,
                 "seconds_per_step": {},
