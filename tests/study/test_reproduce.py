@@ -65,6 +65,7 @@ def test_few_or_equal_values_have_no_bounds():
     assert math.isnan(interval([]).estimate) and interval([]).n == 0
     for values in ([0.3], [0.3, 0.3, 0.3]):
         assert interval(values) == Measured(0.3, -math.inf, math.inf, len(values))
+    assert interval([0.3 - 0.2, 0.4 - 0.3, 0.5 - 0.4])[1:3] == (-math.inf, math.inf)  # equal but for rounding
 
 
 def test_a_ratio_of_two_and_its_inverse_have_inverse_intervals():
