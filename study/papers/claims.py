@@ -110,6 +110,12 @@ def slopes(trials: pd.DataFrame, column: str, batches: Mapping[str, int], logari
     return pd.Series((values - values.mean(axis=1, keepdims=True)) @ x / (x @ x), index=table.index)
 
 
+def ratios(trials: pd.DataFrame, column: str, numerator: str, denominator: str) -> pd.Series:
+    """Label `numerator`'s value over label `denominator`'s, for each seed that has both."""
+    table = by_seed(trials, column, [numerator, denominator])
+    return table[numerator] / table[denominator]
+
+
 def difference(column: str, above: Sequence[str], below: Sequence[str]) -> Measure:
     """Paired by seed: seeds share initialisation and order of images where batch sizes agree."""
     return lambda trials: interval(differences(trials, column, above, below))
@@ -117,12 +123,7 @@ def difference(column: str, above: Sequence[str], below: Sequence[str]) -> Measu
 
 def ratio(column: str, numerator: str, denominator: str) -> Measure:
     """Of two labels' values, paired by seed."""
-
-    def measure(trials: pd.DataFrame) -> Measured:
-        table = by_seed(trials, column, [numerator, denominator])
-        return ratio_interval(table[numerator] / table[denominator])
-
-    return measure
+    return lambda trials: ratio_interval(ratios(trials, column, numerator, denominator))
 
 
 def slope(column: str, batches: Mapping[str, int], logarithmic: bool = False) -> Measure:
