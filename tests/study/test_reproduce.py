@@ -292,6 +292,18 @@ def test_a_seed_in_which_neither_schedule_reaches_the_target_says_nothing():
     assert accelat.sooner("seconds_to_target", "constant")(derived).n == 3
 
 
+@pytest.mark.parametrize("first", ["linear", "AccelAT"])
+def test_who_alone_reaches_the_target_is_no_slower_though_its_epochs_take_twice_as_long(first):
+    reaching, missing = [0.1] * 28 + [0.5], [0.1] * 28 + [0.4]
+    rows = [{"label": "constant", "seed": 9, "curve": curve(reaching)}]
+    for seed in SEEDS:
+        for label in ("linear", "AccelAT"):
+            of_label = curve(reaching, 2.0 + 0.1 * seed) if label == first else curve(missing)
+            rows.append({"label": label, "seed": seed, "curve": of_label})
+    measured = accelat.sooner("seconds_to_target", "linear")(accelat.time_to_target(pd.DataFrame(rows)))
+    assert measured == Measured(1, 0, math.inf, 3)
+
+
 # Configurations
 
 
