@@ -28,6 +28,7 @@ from study.papers.paper import (
     name_axes,
 )
 from study.papers.settings import Protocol, ReproductionSettings, Scale, adversarial_eps
+from trainables.errors import InputError
 
 SOURCE = "arXiv:2210.06888"
 ABSTRACT = f"abstract of {SOURCE}"
@@ -71,6 +72,8 @@ def configurations(settings: ReproductionSettings) -> dict[str, dict[str, object
     shared |= {"batch_size_schedule": constant_batch(64 if settings.scale == "minutes" else 128)}
     if settings.protocol == "whitebox":
         shared |= {"training": "pgd", "pgd_steps": 7, "momentum": 0.9}
+    elif settings.eps == 0:
+        raise InputError("eps: 0.0 given with protocol 'published', whose steps are eps/30; accepted: above 0")
     else:  # Foolbox's LinfPGD: 40 steps of eps/30
         shared |= {"training": "static", "pgd_steps": 40, "step_size": settings.eps / 30}
         shared |= {"momentum": 0.0, "weight_decay": 0.0}

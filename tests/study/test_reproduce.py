@@ -362,6 +362,8 @@ def test_the_published_protocol_trains_on_and_judges_images_crafted_once():
         (["robustnorm", "--protocol", "published"], "protocol: 'published' given for robustnorm; accepted: whitebox"),
         (["robustnorm", "--dataset", "digts"], "dataset: 'digts' (did you mean 'digits'?)"),
         (["robustnorm", "--depth", "9"], "depth: 9 given; accepted: 6n+2"),
+        (["accelat", "--depth", "1208"], "depth: 1208 given; accepted: less than or equal to 1202"),
+        (["accelat", "--protocol", "published", "--eps", "0"], "eps: 0.0 given with protocol 'published'"),
         (["robustnorm", "--epochs", "0"], "epochs: 0 given"),
         (["robustnorm", "--eps", "8/0"], "'8/0' is not a number"),
         (["robustnorm", "--data-dir", "no/such/folder", "--dataset", "imagefolder"], "no/such/folder"),
