@@ -1,6 +1,7 @@
 """Verdicts, claims and configurations of each paper, and one small reproduction through Ray."""
 
 import dataclasses
+import io
 import json
 import math
 from typing import get_args
@@ -429,30 +430,55 @@ def test_a_reproduction_runs_once_and_writes_its_tables(tmp_path, monkeypatch, c
     assert "epochs 2 (the study has 1)" in capsys.readouterr().err
 
 
-def test_a_partial_reproduction_is_told_with_the_seeds_it_has(tmp_path):
-    from rich.console import Console
+def partial_study(settings, n_trials, seconds=3.0):
+    """With that many trials complete, an epoch in 1 measured second or 10 calibrated ones; `seconds` in all."""
+    from study.reproduction import prepare
 
-    from study.reproduction import finish, prepare
-
-    settings = settings_of("accelat", results_dir=str(tmp_path))
     settings.folder.mkdir(parents=True)
-    configs = trial_configs(accelat.PAPER, settings)
-    study = prepare(settings, configs)
-    for _ in range(len(accelat.SCHEDULES) + 1):  # the first seed and one more
+    study = prepare(settings, trial_configs(accelat.PAPER, settings))
+    for _ in range(n_trials):
         trial = study.ask()
-        attrs = {"clean_accuracy": 0.9, "n_examples": 297, "measured_seconds": 9.0, "reason": "finished"}
-        rows = [row | {"clean_accuracy": 0.9} for row in curve([0.1, 0.3])]
+        attrs = {"clean_accuracy": 0.9, "n_examples": 297, "measured_seconds": 3.0, "reason": "finished"}
+        rows = [row | {"calibrated_seconds": 10 * row["train_seconds"]} for row in curve([0.1, 0.3])]
         for name, value in (attrs | {"curve": rows}).items():
             trial.set_user_attr(name, value)
-        study.tell(trial, [0.4, 9.0])
+        study.tell(trial, [0.4, seconds])
+    return study
+
+
+def told(study, settings):
+    """What is printed as the results are written."""
+    from rich.console import Console
+
+    from study.reproduction import finish
+
+    out = io.StringIO()
+    finish(accelat.PAPER, study, settings, Console(file=out, width=120, markup=False), "interrupted")
+    return out.getvalue()
+
+
+def test_a_partial_reproduction_is_told_with_the_seeds_it_has(tmp_path):
+    from study.reproduction import prepare
+
+    settings = settings_of("accelat", results_dir=str(tmp_path))
+    study = partial_study(settings, len(accelat.SCHEDULES) + 1)  # the first seed and one more
+    configs = trial_configs(accelat.PAPER, settings)
     assert len(prepare(settings, configs).trials) == len(configs)  # enqueued once
-    with open(tmp_path / "out.txt", "w") as out:
-        finish(accelat.PAPER, study, settings, Console(file=out, width=120), "interrupted")
-    said = (tmp_path / "out.txt").read_text()
+    said = told(study, settings)
     assert "Stopped (interrupted) after 7 of 18 trials" in said and "7 of 18 trials complete" in said
     table = pd.read_csv(settings.folder / "table.csv")
     assert set(table.loc[table["kind"] == "claim", "n"]) == {1}
     assert set(table.loc[table["kind"] == "claim", "verdict"]) == {"inconclusive at this scale"}
+
+
+@pytest.mark.parametrize(("objective", "total", "target"), [("measured", 3.0, 2.0), ("calibrated", 30.0, 20.0)])
+def test_all_seconds_are_of_the_kind_that_the_study_counts(objective, total, target, tmp_path):
+    settings = settings_of("accelat", results_dir=str(tmp_path))
+    study = partial_study(settings, len(accelat.SCHEDULES), total)
+    study.set_user_attr("objective", objective)
+    assert f"seconds are {objective} training seconds" in " ".join(told(study, settings).split())
+    table = pd.read_csv(settings.folder / "table.csv").set_index(["name", "quantity"])["estimate"]
+    assert (table["AccelAT", "train_seconds"], table["AccelAT", "seconds_to_target"]) == (total, target)
 
 
 def test_more_seeds_are_added_and_other_settings_refused(tmp_path):
