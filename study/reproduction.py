@@ -202,9 +202,7 @@ def claims_table(verdicts: list[tuple[Claim, Measured, str]]) -> Table:
     for name in ("claim", "published", "measured [95 %]", "n", "verdict"):
         table.add_column(name, overflow="fold")
     for claim, measured, said in verdicts:
-        table.add_row(
-            claim.text, claim.published, text(measured, claim.unit).replace("[", r"\["), str(measured.n), said
-        )
+        table.add_row(claim.text, claim.published, text(measured, claim.unit), str(measured.n), said)
     return table
 
 

@@ -466,6 +466,7 @@ def test_a_partial_reproduction_is_told_with_the_seeds_it_has(tmp_path):
     assert len(prepare(settings, configs).trials) == len(configs)  # enqueued once
     said = told(study, settings)
     assert "Stopped (interrupted) after 7 of 18 trials" in said and "7 of 18 trials complete" in said
+    assert "[0.00, inf]" in said and "\\" not in said
     table = pd.read_csv(settings.folder / "table.csv")
     assert set(table.loc[table["kind"] == "claim", "n"]) == {1}
     assert set(table.loc[table["kind"] == "claim", "verdict"]) == {"inconclusive at this scale"}
