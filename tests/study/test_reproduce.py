@@ -367,6 +367,8 @@ def test_the_published_protocol_trains_on_and_judges_images_crafted_once():
         (["accelat", "--protocol", "published", "--eps", "0"], "eps: 0.0 given with protocol 'published'"),
         (["robustnorm", "--epochs", "0"], "epochs: 0 given"),
         (["robustnorm", "--eps", "8/0"], "'8/0' is not a number"),
+        (["robustnorm", "--epoch-timeout", "0"], "epoch_timeout: 0.0 given; accepted: greater than 0"),
+        (["robustnorm", "--storage-path", "/proc/x"], "storage_path: '/proc/x' given"),
         (["robustnorm", "--data-dir", "no/such/folder", "--dataset", "imagefolder"], "no/such/folder"),
     ],
 )
@@ -480,6 +482,16 @@ def test_all_seconds_are_of_the_kind_that_the_study_counts(objective, total, tar
     assert f"seconds are {objective} training seconds" in " ".join(told(study, settings).split())
     table = pd.read_csv(settings.folder / "table.csv").set_index(["name", "quantity"])["estimate"]
     assert (table["AccelAT", "train_seconds"], table["AccelAT", "seconds_to_target"]) == (total, target)
+
+
+def test_weights_come_from_the_storage_path_that_a_cluster_needs(tmp_path):
+    settings = settings_of("accelat", results_dir=str(tmp_path / "results"), storage_path=str(tmp_path / "shared"))
+    study = partial_study(settings, 1)
+    checkpoint = tmp_path / "shared" / settings.name / "0000"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "weights.safetensors").write_bytes(b"weights")
+    told(study, settings)
+    assert (settings.folder / "models" / "0000.safetensors").read_bytes() == b"weights" and not checkpoint.exists()
 
 
 def test_more_seeds_are_added_and_other_settings_refused(tmp_path):
