@@ -15,7 +15,7 @@ from study import cli
 from study.papers import accelat, adaptive_batch, lr_batch_ratio, robustnorm
 from study.papers.paper import Paper, trial_configs
 from study.papers.settings import PaperName, Protocol, ReproductionSettings, Scale
-from study.pareto import check_storage_path, stored_settings
+from study.pareto import check_storage_path, refuse_another_kind, stored_settings
 from study.settings import from_layers
 from trainables.errors import InputError, nearest
 
@@ -77,8 +77,7 @@ def resolve(given: dict[str, object]) -> ReproductionSettings:
         raise InputError(f"paper: {nearest(name, PAPERS)}")
     given = {"name": f"reproduce-{name}"} | given
     stored = stored_settings(layered(given, None))
-    if stored is not None and "paper" not in stored:
-        raise InputError(f"name: {given['name']!r} holds a search; accepted: a new --name")
+    refuse_another_kind("reproduction", given["name"], stored)
     settings = layered(given, stored)
     if stored is not None and settings.seeds < stored["seeds"]:
         raise InputError(f"seeds: {settings.seeds} given; accepted: at least {stored['seeds']}, which the study has")
