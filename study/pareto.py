@@ -82,6 +82,7 @@ def resolve(given: dict[str, object]) -> tuple[StudySettings, Space]:
     space = spaces.load(str(given.get("space", "quickstart")))
     given = {"name": re.sub(r"[^A-Za-z0-9._-]+", "-", space.path.stem)} | given
     stored = stored_settings(from_layers(given, None, space.defaults))
+    refuse_another_kind("search", given["name"], stored)
     if stored is not None and "space" not in given:
         space = spaces.load(str(stored["space"]))
     settings = from_layers(given, stored, space.defaults)
@@ -110,6 +111,17 @@ def stored_settings(settings: StudySettings) -> dict[str, object] | None:
     if settings.storage is not None and others and (stored is None or not made_with(folder, stored)):
         raise InputError(f"name: {folder} holds files of another study; accepted: a new --name, or an empty folder")
     return stored
+
+
+def refuse_another_kind(kind: str, name: object, stored: dict[str, object] | None) -> None:
+    """Raises:
+    InputError: If `stored` are the settings of another kind of study: search, confirmation or reproduction.
+    """
+    if stored is None:
+        return
+    held = "reproduction" if "paper" in stored else "confirmation" if "search" in stored else "search"
+    if held != kind:
+        raise InputError(f"name: {name!r} holds a {held}; accepted: a new --name")
 
 
 def made_with(folder: Path, stored: dict[str, object]) -> bool:

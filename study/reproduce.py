@@ -15,7 +15,7 @@ from study import cli
 from study.papers import accelat, adaptive_batch, lr_batch_ratio, robustnorm
 from study.papers.paper import Paper, trial_configs
 from study.papers.settings import PaperName, Protocol, ReproductionSettings, Scale
-from study.pareto import stored_settings
+from study.pareto import check_storage_path, refuse_another_kind, stored_settings
 from study.settings import from_layers
 from trainables.errors import InputError, nearest
 
@@ -46,16 +46,21 @@ PAPERS: dict[PaperName, Paper] = {
 @click.option("--seed", type=int, help="The first seed. [default: 0]")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Stop after this long; the same command goes on.")
 @click.option("--retries", type=int, help="How often a trial goes on after its worker was lost. [default: 3]")
+@click.option("--epoch-timeout", type=float, metavar="SECONDS", help="An epoch this long has hung. [default: 3600]")
 @click.option("--cpus-per-trial", type=float, help="May be a fraction. [default: 1]")
 @click.option("--gpus-per-trial", type=float, help="May be a fraction. [default: 1 where Ray has GPUs, else 0]")
 @click.option("--concurrent", type=int, help="Trials at once. [default: as many as fit]")
 @click.option("--name", help="Name of the study and of its results folder. [default: reproduce-PAPER]")
 @click.option("--storage", metavar="URL", help="Optuna storage, e.g. postgresql://… [default: SQLite in the results]")
 @click.option("--results-dir", help="Folder of results/<name>/. [default: results]")
+@click.option(
+    "--storage-path", metavar="PLACE", help="Checkpoints on a cluster: a folder all hosts share, or s3://bucket/folder."
+)
 @click.option("--address", help="A running Ray cluster, e.g. auto or ray-head:6379. [default: Ray on this machine]")
 @cli.log_level
 def command(**given: object) -> int:
     settings = resolve({option: value for option, value in given.items() if value is not None})
+    check_storage_path(settings)
     from study.reproduction import reproduce  # torch, Ray and plotly take five seconds: a typo is answered before
 
     return reproduce(settings, PAPERS[settings.paper])
@@ -72,8 +77,7 @@ def resolve(given: dict[str, object]) -> ReproductionSettings:
         raise InputError(f"paper: {nearest(name, PAPERS)}")
     given = {"name": f"reproduce-{name}"} | given
     stored = stored_settings(layered(given, None))
-    if stored is not None and "paper" not in stored:
-        raise InputError(f"name: {given['name']!r} holds a search; accepted: a new --name")
+    refuse_another_kind("reproduction", given["name"], stored)
     settings = layered(given, stored)
     if stored is not None and settings.seeds < stored["seeds"]:
         raise InputError(f"seeds: {settings.seeds} given; accepted: at least {stored['seeds']}, which the study has")

@@ -20,6 +20,7 @@ from study.papers.claims import Claim, Measured, by_seed, interval, text, verdic
 from study.papers.paper import Column, Paper, Trials, trial_configs
 from study.papers.settings import ReproductionSettings
 from study.results import eps_text, is_complete, sync_models, write_tables
+from study.settings import Objective
 from study.sole_writer import SoleWriter
 from trainables import data
 from trainables.config import TrialConfig
@@ -64,8 +65,11 @@ def configure(trial: optuna.Trial) -> TrialConfig:
     raise AssertionError(f"trial {trial.number} was handed out without its configuration")
 
 
-def trials_frame(trials: list[FrozenTrial]) -> Trials:
-    """The trials that ran their whole schedule: who they are and what was measured of them."""
+def trials_frame(trials: list[FrozenTrial], objective: Objective) -> Trials:
+    """The trials that ran their whole schedule: who they are and what was measured of them.
+
+    `train_seconds`, also of the curve's rows, are those that the study counts, measured or calibrated.
+    """
     rows = [
         {
             "label": trial.user_attrs["label"],
@@ -74,7 +78,7 @@ def trials_frame(trials: list[FrozenTrial]) -> Trials:
             "adversarial_accuracy": trial.values[0],
             "train_seconds": trial.values[1],
             "n_examples": trial.user_attrs["n_examples"],
-            "curve": trial.user_attrs["curve"],
+            "curve": [row | {"train_seconds": search.seconds(row, objective)} for row in trial.user_attrs["curve"]],
         }
         | trial.user_attrs.get("probes", {})
         for trial in trials
@@ -93,12 +97,13 @@ def finish(paper: Paper, study: optuna.Study, settings: ReproductionSettings, co
     """Write table.csv, table.md and figure.png from the storage, and print the tables."""
     everything = study.get_trials(deepcopy=False)
     folder = settings.folder
-    sync_models(everything, folder)
+    sync_models(everything, folder, checkpoints=settings.checkpoints)
     write_tables(study, folder)
-    trials = paper.derive(trials_frame(everything))
+    objective = study.user_attrs.get("objective", "measured")
+    trials = paper.derive(trials_frame(everything, objective))
     labels = list(paper.configurations(settings))
     verdicts = judged(paper.claims(settings), trials)
-    heading = summary(paper, settings, everything, trials)
+    heading = summary(paper, settings, everything, trials, objective)
     write_whole(folder / "table.csv", flat_table(paper, labels, trials, verdicts).to_csv(index=False).encode())
     write_whole(folder / "table.md", markdown(paper, settings, heading, labels, trials, verdicts).encode())
     write_whole(folder / "figure.png", figure(paper, settings, trials))
@@ -112,7 +117,9 @@ def finish(paper: Paper, study: optuna.Study, settings: ReproductionSettings, co
     say_end(console, study, settings, files, ending, again, f"More seeds: {again} --seeds {settings.seeds * 2}")
 
 
-def summary(paper: Paper, settings: ReproductionSettings, everything: list[FrozenTrial], trials: Trials) -> list[str]:
+def summary(
+    paper: Paper, settings: ReproductionSettings, everything: list[FrozenTrial], trials: Trials, objective: Objective
+) -> list[str]:
     """What was run, on what, in lines for people."""
     ended = [trial.datetime_complete for trial in everything if trial.datetime_complete is not None]
     failed = sum(trial.state.name == "FAIL" for trial in everything)
@@ -124,7 +131,7 @@ def summary(paper: Paper, settings: ReproductionSettings, everything: list[Froze
         f"{settings.scale} scale: {settings.dataset}, ResNet-{settings.depth}, {settings.epochs} epochs, "
         f"{settings.seeds} seeds; {len(trials)} of {settings.trials} trials complete, {failed} failed{until}",
         f"attack: PGD-{settings.attack_steps}, l-inf eps {eps_text(settings.eps)} in pixel units, against {attacked} "
-        f"({settings.protocol} protocol); {n_images}test images; seconds are measured training seconds",
+        f"({settings.protocol} protocol); {n_images}test images; seconds are {objective} training seconds",
         f"published recipe: {paper.recipe}",
     ]
     return lines + hardware(settings)
@@ -195,9 +202,7 @@ def claims_table(verdicts: list[tuple[Claim, Measured, str]]) -> Table:
     for name in ("claim", "published", "measured [95 %]", "n", "verdict"):
         table.add_column(name, overflow="fold")
     for claim, measured, said in verdicts:
-        table.add_row(
-            claim.text, claim.published, text(measured, claim.unit).replace("[", r"\["), str(measured.n), said
-        )
+        table.add_row(claim.text, claim.published, text(measured, claim.unit), str(measured.n), said)
     return table
 
 

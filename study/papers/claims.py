@@ -56,14 +56,14 @@ def verdict(measured: Measured, true_between: tuple[float, float]) -> Verdict:
 def interval(values: Sequence[float]) -> Measured:
     """Mean and Student's t interval; without bounds for fewer than two values.
 
-    Nor has it bounds where all values are equal: that says nothing of their spread. It happens where few values are
-    possible, such as counts of epochs, or where two networks have no adversarial accuracy at all.
+    Nor has it bounds where all values are equal but for rounding: that says nothing of their spread. It happens where
+    few values are possible, such as counts of epochs, or where two networks have no adversarial accuracy at all.
 
     Source: Student 1908, The probable error of a mean; a seed gives one value.
     """
     values = np.asarray(values, dtype=float)
     n = len(values)
-    if n == 0 or (values == values[0]).all():
+    if n == 0 or np.allclose(values, values[0], rtol=1e-9, atol=1e-12):
         return Measured(float(values[0]) if n else math.nan, -math.inf, math.inf, n)
     mean, error = float(values.mean()), float(stats.sem(values))
     half = error * float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
@@ -110,6 +110,12 @@ def slopes(trials: pd.DataFrame, column: str, batches: Mapping[str, int], logari
     return pd.Series((values - values.mean(axis=1, keepdims=True)) @ x / (x @ x), index=table.index)
 
 
+def ratios(trials: pd.DataFrame, column: str, numerator: str, denominator: str) -> pd.Series:
+    """Label `numerator`'s value over label `denominator`'s, for each seed that has both."""
+    table = by_seed(trials, column, [numerator, denominator])
+    return table[numerator] / table[denominator]
+
+
 def difference(column: str, above: Sequence[str], below: Sequence[str]) -> Measure:
     """Paired by seed: seeds share initialisation and order of images where batch sizes agree."""
     return lambda trials: interval(differences(trials, column, above, below))
@@ -117,12 +123,7 @@ def difference(column: str, above: Sequence[str], below: Sequence[str]) -> Measu
 
 def ratio(column: str, numerator: str, denominator: str) -> Measure:
     """Of two labels' values, paired by seed."""
-
-    def measure(trials: pd.DataFrame) -> Measured:
-        table = by_seed(trials, column, [numerator, denominator])
-        return ratio_interval(table[numerator] / table[denominator])
-
-    return measure
+    return lambda trials: ratio_interval(ratios(trials, column, numerator, denominator))
 
 
 def slope(column: str, batches: Mapping[str, int], logarithmic: bool = False) -> Measure:

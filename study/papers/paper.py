@@ -13,7 +13,7 @@ from matplotlib.ticker import FormatStrFormatter, LogFormatter
 
 from study.papers.claims import Claim, by_seed, interval
 from study.papers.settings import Protocol, ReproductionSettings, Scale
-from trainables.config import TrialConfig
+from trainables.config import TrialConfig, trial_config
 
 COLOURS = ("#0b6e4f", "#c8553d", "#3d5a80", "#9c6644", "#7b2d8b", "#9aa5b1", "#e0a100")
 
@@ -64,10 +64,14 @@ class Paper:
 
 
 def trial_configs(paper: Paper, settings: ReproductionSettings) -> list[tuple[str, TrialConfig]]:
-    """Every label with every seed; the first seed of all labels comes first."""
+    """Every label with every seed; the first seed of all labels comes first.
+
+    Raises:
+        InputError: If the settings make a configuration that is not accepted.
+    """
     configurations = paper.configurations(settings)
     return [
-        (label, TrialConfig(**fields, seed=settings.seed + i))
+        (label, trial_config(fields | {"seed": settings.seed + i}))
         for i in range(settings.seeds)
         for label, fields in configurations.items()
     ]

@@ -14,7 +14,7 @@ import torch
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 
-from study import conduct, pareto, spaces, storage, train
+from study import conduct, pareto, reproduce, spaces, storage, train
 from study.front import non_dominated
 from study.settings import StudySettings
 from trainables import data
@@ -314,6 +314,26 @@ def test_another_programs_study_is_not_taken_over(directions, tmp_path, capsys):
     assert pareto.main(["--results-dir", str(tmp_path / "results"), "--storage", url]) == 2
     assert "is another program's study" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["other.db"] and len(theirs.trials) == 1
+
+
+@pytest.mark.parametrize(
+    ("main", "command", "stored", "held"),
+    [
+        (pareto.main, [], {"paper": "accelat"}, "reproduction"),
+        (pareto.main, ["quickstart"], {"paper": "accelat"}, "reproduction"),
+        (pareto.main, [], {"search": "quickstart"}, "confirmation"),
+        (reproduce.main, ["accelat"], {"space": "quickstart"}, "search"),
+        (reproduce.main, ["accelat"], {"search": "quickstart"}, "confirmation"),
+    ],
+)
+def test_a_study_of_another_kind_is_not_taken_over(main, command, stored, held, tmp_path, capsys):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    theirs = storage.open_study(storage.from_url(url), "mine")
+    theirs.set_user_attr("settings", {"name": "mine"} | stored)
+    folder = tmp_path / "results"
+    assert main([*command, "--name", "mine", "--results-dir", str(folder), "--storage", url]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: name: 'mine' holds a {held}; accepted: a new --name"
+    assert not folder.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_a_mistake_before_anything_is_written(tmp_path, monkeypatch, capsys):
