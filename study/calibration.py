@@ -1,7 +1,8 @@
 """Seconds per step measured with a device to itself, kept with the study, and the times that follow from them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from optuna.study import Study
@@ -54,17 +55,17 @@ def expected_seconds(config: TrialConfig, n_examples: int, models: Mapping[str, 
     Args:
         config: Of the training. A schedule that follows accuracy counts at its first size: an upper bound.
         n_examples: Training images.
-        models: What was measured on one kind of device, by model key; where the key itself is missing, the
-            one with the nearest cost per step stands in, in proportion to the network's passes.
+        models: What was measured on one kind of device, by model key; where the key itself is missing, the one of
+            the nearest depth and then the nearest cost per step stands in, in proportion to layers and passes.
     """
     key = model_key(config)
     factor = 1.0
     if key not in models:
-        same_depth = [other for other in models if other.split()[0] == key.split()[0]]
-        if not same_depth:
+        if not models:
             return None
-        key = min(same_depth, key=lambda other: abs(math.log(_passes(other) / _passes(model_key(config)))))
-        factor = _passes(model_key(config)) / _passes(key)
+        ratios = {other: (_blocks(key) / _blocks(other), _passes(key) / _passes(other)) for other in models}
+        key, factors = min(ratios.items(), key=lambda item: [abs(math.log(ratio)) for ratio in item[1]])
+        factor = math.prod(factors)
     table = {int(size): seconds * factor for size, seconds in models[key].items()}
     sizes = batch_sizes(config.batch_size_schedule, config.epochs)
     epochs = math.fsum(timing.epoch_seconds(table, size, n_examples) for size in sizes)
@@ -75,10 +76,25 @@ def expected_seconds(config: TrialConfig, n_examples: int, models: Mapping[str, 
     return epochs + models.get(model_key(config), {}).get(str(timing.BEFORE), crafting)
 
 
-def timer(study: Study, n_examples: int) -> Callable[[TrialConfig], float | None]:
-    """Tells a configuration's expected seconds from what was measured so far, on the best-known kind of device."""
-    models = max(tables(study).values(), key=len, default={})
-    return lambda config: expected_seconds(config, n_examples, models)
+@dataclass(frozen=True)
+class Timer:
+    """Tells a configuration's expected seconds; equal to another that would tell the same."""
+
+    n_examples: int
+    models: Mapping[str, Mapping[str, float]]
+
+    def __call__(self, config: TrialConfig) -> float | None:
+        return expected_seconds(config, self.n_examples, self.models)
+
+
+def timer(study: Study, n_examples: int) -> Timer:
+    """From what was measured so far, on the best-known kind of device."""
+    return Timer(n_examples, max(tables(study).values(), key=len, default={}))
+
+
+def _blocks(key: str) -> int:
+    """Residual blocks per stage of `resnet56 ...`: its layers, but for the first and the last."""
+    return (int(key.split()[0].removeprefix("resnet")) - 2) // 6
 
 
 def _passes(key: str) -> float:

@@ -65,8 +65,8 @@ def gain_per_hour(trials: list[FrozenTrial]) -> float | None:
 
     As it was when the newest trial was proposed; None where the sampler does not tell.
     """
-    told = [trial for trial in trials if "expected_gain_per_hour" in trial.user_attrs]
-    return told[-1].user_attrs["expected_gain_per_hour"] if told else None
+    proposed = [trial for trial in trials if "config" in trial.user_attrs and not trial.user_attrs.get("label")]
+    return proposed[-1].user_attrs.get("expected_gain_per_hour") if proposed else None
 
 
 def percent(share: float) -> str:
@@ -133,7 +133,7 @@ def flatten(config: dict[str, object], prefix: str = "") -> dict[str, object]:
 
 def trials_frame(trials: list[FrozenTrial]) -> pd.DataFrame:
     """Every trial, one row each."""
-    return pd.DataFrame([row(trial) for trial in trials])
+    return pd.DataFrame([row(trial) for trial in trials] or None, columns=None if trials else EMPTY_TRIALS)
 
 
 def front_frame(trials: list[FrozenTrial]) -> pd.DataFrame:
@@ -143,7 +143,8 @@ def front_frame(trials: list[FrozenTrial]) -> pd.DataFrame:
     return frame.drop(columns=["state", "reason"], errors="ignore")
 
 
-# What a front without members has for a header, before any configuration adds its fields.
+# What a table without rows has for a header, before any configuration adds its fields.
+EMPTY_TRIALS = ["number", "state", "reason", "label", "adversarial_accuracy", "clean_accuracy", "train_seconds"]
 EMPTY_FRONT = ["number", "label", "adversarial_accuracy", "clean_accuracy", "n_examples", "train_seconds", "weights"]
 
 

@@ -42,6 +42,8 @@ Distribution = TypeVar("Distribution", bound=BaseDistribution)
 class Draw:
     """Stands in for a trial while a space is drawn from: no storage, microseconds a parameter.
 
+    A name that is suggested again has the value that it got first, as in Optuna.
+
     Args:
         generator: Draws the values.
         near: Parameters to stay close to; each is changed with probability `CHANGE`.
@@ -59,6 +61,8 @@ class Draw:
         self.user_attrs[key] = value
 
     def suggest_categorical(self, name: str, choices: Iterable[Any]) -> Any:
+        if name in self.params:
+            return self.params[name]
         choices = self._of(name, CategoricalDistribution(tuple(choices))).choices
         kept = name in self.near and self.near[name] in choices and self.generator.random() > CHANGE
         return self._keep(name, self.near[name] if kept else choices[self.generator.integers(len(choices))])
@@ -66,6 +70,8 @@ class Draw:
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
+        if name in self.params:
+            return self.params[name]
         high = self._of(name, FloatDistribution(low, high, log, step)).high  # on the grid of the steps
         value = self._number(name, low, high, log)
         if step is not None:
@@ -73,6 +79,8 @@ class Draw:
         return self._keep(name, value)
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        if name in self.params:
+            return self.params[name]
         high = self._of(name, IntDistribution(low, high, log, step)).high
         value = self._number(name, low - 0.5 * (not log), high + 0.5 * (not log), log)
         return self._keep(name, int(min(max(low + round((value - low) / step) * step, low), high)))
@@ -240,8 +248,17 @@ class FrontSampler(BaseSampler):
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         if "fixed_params" not in trial.system_attrs and not trial.params:  # an interrupted one has its own
-            self.expected_seconds = self.timer(study)
+            self.tell_seconds(self.timer(study))
             self.proposed = {trial.number: self.propose(study.get_trials(deepcopy=False))}
+
+    def tell_seconds(self, expected_seconds: Seconds) -> None:
+        """What was derived from other seconds is derived anew."""
+        if expected_seconds == self.expected_seconds:
+            return
+        self.expected_seconds = expected_seconds
+        self.seen, self.n_fitted, self.n_forecast = {}, 0, 0
+        for candidate in self.pool:
+            candidate.seconds = candidate.x = None
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

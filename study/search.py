@@ -287,6 +287,7 @@ class StudySearch(Searcher):
         self._keep_calibration(trial_id, result)
         trial.set_user_attr("node", result.get("hostname", ""))
         trial.set_user_attr("curve", self.curves[trial_id])
+        self.silent_since = None
 
     def _keep_calibration(self, trial_id: str, result: dict[str, object]) -> None:
         prefix = "calibration/seconds_per_step/"  # Tune flattens nested results
