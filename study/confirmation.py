@@ -280,7 +280,7 @@ def notes(
 ) -> list[str]:
     """What the figures are, and what became of the search's."""
     complete = table[table["n_seeds"] > 0]
-    lines = []
+    lines = failure_lines(table)
     if len(complete):
         first = complete.iloc[0]
         lines.append(
@@ -305,6 +305,16 @@ def notes(
     return lines
 
 
+def failure_lines(table: pd.DataFrame) -> list[str]:
+    """Of each member of which a training failed: the figures are those of the others, which flatters it."""
+    return [
+        f"#{row['number']} {row['name']}: {row['n_failed']} of {row['n_failed'] + row['n_seeds']} trainings failed"
+        + ("; its figures are of the others." if row["n_seeds"] else ".")
+        for row in table.to_dict("records")
+        if row["n_failed"]
+    ]
+
+
 def gate_lines(table: pd.DataFrame, judged: Mapping[int, list[gates.Judged]]) -> list[str]:
     """A line for each gate that failed."""
     names = dict(zip(table["number"], table["name"], strict=True))
@@ -316,4 +326,6 @@ def gate_lines(table: pd.DataFrame, judged: Mapping[int, list[gates.Judged]]) ->
     ]
     if not judged:
         return []
-    return ["Gates that failed:", *failed] if failed else ["All gates passed."]
+    if failed:
+        return ["Gates that failed:", *failed]
+    return ["All gates passed" + (", by the trainings that did not fail." if table["n_failed"].any() else ".")]

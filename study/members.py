@@ -77,6 +77,11 @@ class Member(NamedTuple):
     def label(self) -> str:
         return f"{self.name} (trial {self.number})"
 
+    @property
+    def without_seed(self) -> TrialConfig:
+        """Equal for trials that differ by their seed alone."""
+        return self.with_seed(0)
+
 
 def member(trial: FrozenTrial) -> Member:
     return Member(trial.number, describe(trial), TrialConfig(**trial.user_attrs["config"]))
@@ -103,7 +108,7 @@ def default_members(trials: Sequence[FrozenTrial]) -> list[Member]:
     once: dict[TrialConfig, Member] = {}
     for trial in sorted(chosen, key=lambda trial: trial.values[1]):
         found = member(trial)
-        once.setdefault(found.with_seed(0), found)
+        once.setdefault(found.without_seed, found)
     return list(once.values())
 
 
@@ -119,15 +124,21 @@ def require_a_front(trials: Sequence[FrozenTrial]) -> None:
 
 
 def members_numbered(trials: Sequence[FrozenTrial], numbers: Iterable[int], field: str = "members") -> list[Member]:
-    """Raises:
-    InputError: If a number is not that of a complete trial.
+    """The trials of these numbers; of those that differ by their seed alone, the one that is named first.
+
+    Raises:
+        InputError: If a number is not that of a complete trial.
     """
     complete = {trial.number: trial for trial in trials if is_complete(trial)}
     for number in numbers:
         if number not in complete:
             some = ", ".join(map(str, sorted(trial.number for trial in front_of(trials))))
             raise InputError(f"{field}: {number} given; accepted: complete trials, such as those of the front: {some}")
-    return [member(complete[number]) for number in dict.fromkeys(numbers)]
+    once: dict[TrialConfig, Member] = {}
+    for number in numbers:
+        found = member(complete[number])
+        once.setdefault(found.without_seed, found)
+    return list(once.values())
 
 
 def fresh_seeds(search_seed: int, n: int) -> list[int]:

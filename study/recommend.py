@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial
 from study import cli, members, storage
 from study.front import knee, non_dominated
 from study.results import describe, flatten, front_of, weights_name, wilson
+from trainables.config import TrialConfig
 from trainables.errors import InputError
 
 WEAK_PGD = {"autoattack", "more_steps"}  # gates whose failure another figure mends: AutoAttack's
@@ -42,10 +43,12 @@ class Candidate:
     autoattack_interval: tuple[float, float] = (math.nan, math.nan)
     front_probability: float | None = None
     gates_failed: str = ""
+    n_failed: int = 0  # trainings that its figures do not hold
 
     @property
     def failed(self) -> set[str]:
-        return set(self.gates_failed.split("; ")) - {""}
+        """Gates, and `training` where not all of its trainings ran to their end."""
+        return set(self.gates_failed.split("; ")) - {""} | ({"training"} if self.n_failed else set())
 
     @property
     def point(self) -> tuple[float, float]:
@@ -74,13 +77,21 @@ def command(
     if not front:
         members.require_a_front(trials)
     table = Path(results_dir) / name / "confirmed.csv"
-    candidates = confirmed(table)
-    if any(candidate.number >= len(trials) for candidate in candidates):
+    known = confirmed(table)
+    if any(candidate.number >= len(trials) for candidate in known):
         raise InputError(f"{table}: trials that {name!r} has not; accepted: what study.confirm wrote of this study")
-    choice = choose(candidates or [searched(trial) for trial in front], max_seconds, min_adv_accuracy)
+    candidates = [candidate for candidate in known if candidate.n_seeds]
+    failed = [candidate for candidate in known if candidate.n_failed and not candidate.n_seeds]
+    untrainable = {configuration(trials[candidate.number]) for candidate in failed}
+    left = [trial for trial in front if configuration(trial) not in untrainable]
+    if not candidates and not left:
+        raise InputError(f"name: {name!r} given, all of whose front failed when confirmed; accepted: another study")
+    choice = choose(candidates or [searched(trial) for trial in left], max_seconds, min_adv_accuracy)
     trial = trials[choice.candidate.number]
     place = location(results_dir, url)
-    basis = basis_lines(study, front, candidates, shlex.quote(name) + place)
+    tried = {configuration(trials[candidate.number]) for candidate in candidates}
+    missing = [trial for trial in left if configuration(trial) not in tried] if candidates else []
+    basis = failed_lines(failed) + basis_lines(study, front, candidates, missing, shlex.quote(name) + place)
     for line in lines(choice, study, trial, table.parent, basis):
         click.echo(line)
     click.echo(f"\nTrain it: python -m study.train {shlex.quote(name)} {trial.number}{place}")
@@ -98,7 +109,7 @@ def require_limits(max_seconds: float | None, min_adv_accuracy: float | None) ->
 
 
 def confirmed(path: Path) -> list[Candidate]:
-    """What `study.confirm` wrote of members that have a complete training; none where it wrote nothing.
+    """What `study.confirm` wrote of each member, also of one without a complete training; none where it wrote nothing.
 
     Raises:
         InputError: If the file is not one of its.
@@ -107,7 +118,7 @@ def confirmed(path: Path) -> list[Candidate]:
         return []
     try:
         table = pd.read_csv(path, keep_default_na=True)
-        return [_from_row(row) for row in table.to_dict("records") if row["n_seeds"]]
+        return [_from_row(row) for row in table.to_dict("records")]
     except KeyError as error:
         raise InputError(f"{path}: no column {error}; accepted: what study.confirm writes; run it again") from None
     except (ValueError, TypeError) as error:
@@ -129,6 +140,7 @@ def _from_row(row: dict[str, object]) -> Candidate:
         (row["autoattack_low"], row["autoattack_high"]),
         row["front_probability"],
         "" if pd.isna(row["gates_failed"]) else row["gates_failed"],
+        int(row["n_failed"]),
     )
 
 
@@ -141,15 +153,43 @@ def searched(trial: FrozenTrial) -> Candidate:
     return Candidate(trial.number, describe(trial), seconds, none, accuracy, wilson(accuracy, n), clean, n)
 
 
+def configuration(trial: FrozenTrial) -> TrialConfig:
+    return members.member(trial).without_seed
+
+
+def failed_lines(failed: Sequence[Candidate]) -> list[str]:
+    """What became of members of which no training ran to its end."""
+    return [
+        f"#{candidate.number} {candidate.name} was left out: {failures(candidate)} when confirmed, on fresh seeds."
+        for candidate in failed
+    ]
+
+
+def failures(candidate: Candidate) -> str:
+    """How many of its trainings failed, for a sentence."""
+    n, total = candidate.n_failed, candidate.n_failed + candidate.n_seeds
+    return f"{n} of its {total} trainings failed" if candidate.n_seeds else f"all of its trainings ({n}) failed"
+
+
 def basis_lines(
-    study: optuna.Study, front: Sequence[FrozenTrial], candidates: Sequence[Candidate], this: str
+    study: optuna.Study,
+    front: Sequence[FrozenTrial],
+    candidates: Sequence[Candidate],
+    missing: Sequence[FrozenTrial],
+    this: str,
 ) -> list[str]:
-    """What the figures are, and what is missing; `this` is the study in a command."""
+    """What the figures are, and what is missing.
+
+    Args:
+        study: The search.
+        front: Its front.
+        candidates: What was confirmed.
+        missing: Members of the front that were not.
+        this: The study in a command.
+    """
     asked, ended = study.user_attrs["settings"].get("trials", 0), storage.n_finished(study)
     found = []
     if candidates:
-        known = {candidate.number for candidate in candidates}
-        missing = [trial for trial in front if trial.number not in known]
         found.append("Figures are confirmed: fresh seeds, test images.")
         if missing:
             numbers = ", ".join(f"#{trial.number}" for trial in missing)
@@ -158,7 +198,7 @@ def basis_lines(
             )
     else:
         found.append(
-            "Nothing is confirmed: figures are the search's own, one seed each on validation images, and optimistic "
+            "Figures are not confirmed, but the search's own: one seed each on validation images, and optimistic "
             f"because the best of {ended} trials were kept. Confirm them: python -m study.confirm {this}"
         )
     if ended < asked:
@@ -169,8 +209,8 @@ def basis_lines(
 def choose(candidates: Sequence[Candidate], max_seconds: float | None, min_adv_accuracy: float | None) -> Choice:
     """One of the candidates.
 
-    Those that failed a gate are left out as long as others remain; but where the search's PGD was only too weak for
-    some, all are compared by their accuracy under AutoAttack.
+    Those that failed a gate or in a training are left out as long as others remain; but where the search's PGD was
+    only too weak for some, all are compared by their accuracy under AutoAttack.
 
     Raises:
         InputError: If none satisfies the limits; says what would.
@@ -179,10 +219,11 @@ def choose(candidates: Sequence[Candidate], max_seconds: float | None, min_adv_a
     pool, reasons = sound or list(candidates), []
     if sound and len(sound) < len(candidates):
         reasons.append(
-            f"{len(candidates) - len(sound)} of {len(candidates)} candidates failed a gate and were left out."
+            f"{len(candidates) - len(sound)} of {len(candidates)} candidates failed a gate or in a training "
+            "and were left out."
         )
     elif not sound:
-        reasons.append("Every candidate failed a gate, so that none was left out for it.")
+        reasons.append("Every candidate failed a gate or in a training, so that none was left out for it.")
     weak = any(candidate.failed & WEAK_PGD for candidate in pool)
     if weak:
         reasons.append(
@@ -268,6 +309,8 @@ def doubts(taken: Candidate, max_seconds: float | None, min_adv_accuracy: float 
         found.append(f"The interval of its accuracy under attack reaches below {min_adv_accuracy:g}.")
     if taken.gates_failed:
         found.append(f"Gates it failed: {taken.gates_failed} (gates.csv says what that means).")
+    if taken.n_failed:
+        found.append(f"{failures(taken)}: its figures are of the others (confirm/trials.csv says why they failed).")
     return found
 
 

@@ -1,5 +1,6 @@
 """Which configuration is named, and that the command that is printed trains it."""
 
+import io
 import math
 import shlex
 import time
@@ -9,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.trial import TrialState
 
-from study import confirm, members, recommend, train
+from study import confirm, members, recommend, storage, train
 from study.recommend import Candidate, choose
 from tests.study import synthetic
-from tests.study.test_confirm import another_version, made, no_front, search  # noqa: F401 (made: a fixture)
+from tests.study.test_confirm import add, another_version, made, no_front, search, trained  # noqa: F401 (made: a fixture)
 from trainables.errors import InputError
 from trainables.trial import Trial, load_model
 
@@ -112,7 +114,7 @@ def test_without_confirmation_the_searchs_figures_are_given_as_such(tmp_path, ca
     search(tmp_path)
     out = printed(capsys, ["mine", "--results-dir", str(tmp_path), "--max-seconds", "12"])
     assert out.startswith("#1 batchnorm 128\n") and "0.500 [0.377, 0.623]" in out  # Wilson's, of 30 of 60
-    assert "Nothing is confirmed" in out and "60 validation images" in out
+    assert "Figures are not confirmed" in out and "60 validation images" in out
     assert f"study.confirm mine --results-dir {tmp_path}" in out
 
 
@@ -129,12 +131,61 @@ def test_confirmed_figures_count_where_there_are_some(made, tmp_path, capsys):  
     accuracy = (sum(masks[1, 0]) + sum(masks[1, 1])) / 18
     assert out.startswith("#1 batchnorm 128\n") and f"{accuracy:.3f} [0.000, 1.000]" in out
     assert "Figures are confirmed" in out and "mean of 2 seeds" in out and "9 test images" in out
-    assert "AutoAttack" in out and "Nothing is confirmed" not in out
+    assert "AutoAttack" in out and "Figures are not confirmed" not in out
+
+
+def confirmed_anew(folder, searched, kept):
+    """A confirmation of trials 1 and 2 by 5 seeds each, of which as many as `kept` says per trial do not fail."""
+    from rich.console import Console
+
+    from study import confirmation
+
+    settings = confirm.resolve(searched, {"results_dir": str(folder), "seeds": 5})
+    settings.folder.mkdir()
+    chosen = members.members_numbered(searched.trials, [1, 2])
+    study = confirmation.prepare(settings, chosen)
+    left = dict(kept)
+    for seed in members.fresh_seeds(3, 5):
+        for number in (1, 2):
+            if left[number]:
+                trained(
+                    study, settings, number, seed, [1, 1, 1, 1, 0] if number == 1 else [1, 0, 0, 0, 0], 10.0 / number
+                )
+                left[number] -= 1
+            else:
+                study.tell(study.ask(), state=TrialState.FAIL)
+    said = io.StringIO()
+    confirmation.finish(searched, study, settings, Console(file=said, width=200), "finished")
+    return said.getvalue()
+
+
+def test_a_configuration_whose_trainings_failed_is_left_out_like_one_that_failed_a_gate(tmp_path, capsys):
+    said = confirmed_anew(tmp_path, search(tmp_path), {1: 1, 2: 5})
+    assert "#1 batchnorm 128: 4 of 5 trainings failed; its figures are of the others." in said
+    assert "All gates passed, by the trainings that did not fail." in said
+    out = printed(capsys, ["mine", "--results-dir", str(tmp_path)])
+    assert out.startswith("#2 ") and "1 of 2 candidates failed a gate or in a training and were left out" in out
+
+
+def test_where_all_candidates_had_failures_those_of_the_chosen_are_named(tmp_path, capsys):
+    confirmed_anew(tmp_path, search(tmp_path), {1: 1, 2: 4})
+    out = printed(capsys, ["mine", "--results-dir", str(tmp_path), "--min-adv-accuracy", "0.7"])
+    assert out.startswith("#1 ") and "mean of 1 seed" in out and "4 of its 5 trainings failed" in out
+
+
+def test_a_configuration_whose_trainings_all_failed_is_never_recommended(tmp_path, capsys):
+    confirmed_anew(tmp_path, search(tmp_path), {1: 0, 2: 0})
+    given = ["mine", "--results-dir", str(tmp_path)]
+    assert recommend.main(given) == 2
+    assert "name: 'mine' given, all of whose front failed when confirmed" in capsys.readouterr().err
+    add(storage.named("mine", str(tmp_path), None), 0.6, 50.0, batch=16)
+    out = printed(capsys, given)
+    assert out.startswith("#4 ") and "#1 batchnorm 128 was left out: all of its trainings (5) failed" in out
+    assert "Figures are not confirmed" in out
 
 
 def test_members_without_confirmation_are_named(made, tmp_path, capsys):  # noqa: F811
     from study import confirmation
-    from tests.study.test_confirm import add
 
     searched, study, settings, _ = made
     add(searched, 0.9, 90.0, batch=16)
