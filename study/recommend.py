@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial
 
 from study import cli, members, storage
 from study.front import knee, non_dominated
-from study.results import describe, flatten, front_of, weights_name, wilson
+from study.results import describe, flatten, front_of, holds_weights, weights_name, wilson
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 
@@ -351,7 +351,7 @@ def lines(choice: Choice, study: optuna.Study, trial: FrozenTrial, folder: Path,
         for name, value in chosen.items()
     ]
     weights = folder / "models" / weights_name(taken.number)
-    if weights.exists():
+    if holds_weights(weights, trial):
         shown += ["", f"Weights of the search's own training: {weights}"]
     return shown
 

@@ -192,7 +192,7 @@ def holds_weights(path: Path, trial: FrozenTrial) -> bool:
     try:
         with safe_open(path, "numpy") as file:
             return json.loads(file.metadata()["config"]) == trial.user_attrs["config"]
-    except (FileNotFoundError, SafetensorError):
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError):  # TypeError: a file without metadata
         return False
 
 

@@ -148,9 +148,8 @@ def confirmed_anew(folder, searched, kept):
     for seed in members.fresh_seeds(3, 5):
         for number in (1, 2):
             if left[number]:
-                trained(
-                    study, settings, number, seed, [1, 1, 1, 1, 0] if number == 1 else [1, 0, 0, 0, 0], 10.0 / number
-                )
+                mask = [1, 1, 1, 1, 0] if number == 1 else [1, 0, 0, 0, 0]
+                trained(study, settings, number, seed, mask, 10.0 / number)
                 left[number] -= 1
             else:
                 study.tell(study.ask(), state=TrialState.FAIL)
@@ -231,7 +230,7 @@ def test_a_study_that_cannot_be_used_gets_one_line_and_status_2(command, make, n
         (search, ["--max-seconds", "nan"], "max_seconds: nan given"),
         (search, ["--max-seconds", "0"], "max_seconds: 0.0 given"),
         (search, ["--min-adv-accuracy", "40"], "min_adv_accuracy: 40.0 given; accepted: a fraction"),
-        (foreign_table, [], "confirmed.csv: no column 'n_seeds'"),
+        (foreign_table, [], "confirmed.csv: no column 'name'"),
     ],
 )
 def test_a_mistake_gets_one_line_and_status_2(make, arguments, message, tmp_path, capsys):

@@ -16,7 +16,7 @@ from PIL import Image
 import trainables.examples
 from study import examples, figures, importances, page, report, storage
 from tests.study import browser, synthetic
-from tests.study.test_results import CONFIG, add
+from tests.study.test_results import CONFIG, add, weights
 from trainables import data, devices
 from trainables.config import EvalConfig, TrialConfig
 from trainables.examples import N_ATTACKED
@@ -194,9 +194,16 @@ class TestExamples:
         report.main(["mine", "--results-dir", str(results)])
         assert "None shown: the weights of the front" in html(results)
 
+    @pytest.mark.parametrize("found", [b"half a file", weights(0)[:-4], weights(0, CONFIG | {"epochs": 9})])
+    def test_weights_that_are_damaged_or_anothers_are_as_good_as_none(self, results, found):
+        (results / "mine" / "models").mkdir()
+        (results / "mine" / "models" / "0000.safetensors").write_bytes(found)
+        assert report.main(["mine", "--results-dir", str(results)]) == 0
+        assert "None shown: the weights of the front" in html(results)
+
     def test_where_there_are_no_images_nothing_is_downloaded(self, results):
         (results / "mine" / "models").mkdir()
-        (results / "mine" / "models" / "0000.safetensors").touch()
+        (results / "mine" / "models" / "0000.safetensors").write_bytes(weights(0))
         trials = storage.named("mine", str(results), None).get_trials()
         settings = SETTINGS | {"dataset": "cifar10", "data_dir": str(results / "nowhere")}
         with pytest.raises(examples.Unavailable, match="the images of cifar10 are not"):
@@ -364,6 +371,15 @@ def test_a_study_that_has_no_report_is_answered_by_one_line_and_status_2(spoil, 
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and message in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("label", ["$\\frac$", "SGD $x_{$"])
+def test_a_dollar_in_a_label_is_a_character(label, tmp_path):
+    study = optuna.create_study(directions=storage.DIRECTIONS)
+    study.set_user_attr("settings", SETTINGS | {"name": label})
+    add(study, 0.5, 10.0, label=label)
+    page.write(study, tmp_path)
+    assert (tmp_path / "front.png").exists() and (tmp_path / "report.html").exists()
 
 
 def test_a_label_cannot_end_the_script_that_holds_it(tmp_path):

@@ -102,6 +102,12 @@ def test_weights_that_are_not_the_members_are_replaced_by_its_own(study, tmp_pat
     assert load_file(tmp_path / "models" / "0001.safetensors")["number"] == 1
 
 
+def test_a_file_without_a_configuration_holds_no_weights(study, tmp_path):
+    for metadata in (None, {"format": "pt"}, {"config": "{"}):
+        (tmp_path / "x").write_bytes(save({"number": np.array([1])}, metadata))
+        assert not results.holds_weights(tmp_path / "x", study.trials[1])
+
+
 def test_a_front_without_members_is_a_table_that_reads_as_one(tmp_path):
     results.write_tables(optuna.create_study(directions=DIRECTIONS), tmp_path)
     front = pd.read_csv(tmp_path / "front.csv")
