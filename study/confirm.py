@@ -12,7 +12,7 @@ import optuna
 
 from study import cli, members, storage
 from study.members import ConfirmSettings, Member
-from study.pareto import check_room, check_storage_path
+from study.pareto import check_room, check_storage_path, require_own_folder
 from study.settings import from_layers
 from trainables.errors import InputError
 
@@ -49,6 +49,7 @@ class Numbers(click.ParamType):
 @cli.log_level
 def command(name: str, numbers: list[int] | None, results_dir: str, url: str | None, **given: object) -> int:
     searched = storage.named(name, results_dir, url)
+    require_own_folder(searched, results_dir, url)
     given = {option: value for option, value in given.items() if value is not None}
     given |= {"results_dir": results_dir} | ({"storage": url} if url else {})
     settings = resolve(searched, given)
@@ -63,11 +64,9 @@ def resolve(searched: optuna.Study, given: dict[str, object]) -> ConfirmSettings
     """The settings, from what was given, what the confirmation was made with, and the search's own.
 
     Raises:
-        InputError: If a value is not accepted, differs from the confirmation's own, or the study is no search.
+        InputError: If a value is not accepted, or differs from the confirmation's own.
     """
     name, search = searched.study_name, searched.user_attrs["settings"]
-    if "search" in search:
-        raise InputError(f"name: {name!r} is a confirmation; accepted: the search {search['search']!r}")
     if not search["eps"]:
         raise InputError(f"name: {name!r} attacks within eps 0; accepted: a study with an attack")
     defaults = {field: search[field] for field in INHERITED if field in search}

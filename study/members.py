@@ -33,7 +33,7 @@ class ConfirmSettings(StudySettings):
     @field_validator("gpus_per_trial")
     @classmethod
     def whole_gpus(cls, value: float | None) -> float | None:
-        if value is not None and 0 < value < 1:
+        if value is not None and value != int(value):
             raise ValueError(f"{value} given; accepted: 0, or whole GPUs, since each training is timed alone")
         return value
 

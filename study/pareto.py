@@ -107,9 +107,20 @@ def stored_settings(settings: StudySettings) -> dict[str, object] | None:
     if study is not None and not storage.made_here(study):
         raise InputError(f"name: {settings.name!r} is another program's study in that storage; accepted: a new --name")
     stored = None if study is None else study.user_attrs.get("settings")
+    if stored is not None and "search" in stored:
+        raise InputError(f"name: {settings.name!r} is a confirmation; accepted: the search {stored['search']!r}")
     if settings.storage is not None and others and (stored is None or not made_with(folder, stored)):
         raise InputError(f"name: {folder} holds files of another study; accepted: a new --name, or an empty folder")
     return stored
+
+
+def require_own_folder(study: optuna.Study, results_dir: str, url: str | None) -> None:
+    """Raises:
+    InputError: If the study is in the storage at `url`, and its results folder has the files of another.
+    """
+    folder = Path(results_dir) / study.study_name
+    if url is not None and not made_with(folder, study.user_attrs["settings"]):
+        raise InputError(f"name: {folder} holds files of another study; accepted: this study's own --results-dir")
 
 
 def made_with(folder: Path, stored: dict[str, object]) -> bool:

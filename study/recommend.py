@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial
 
 from study import cli, members, storage
 from study.front import knee, non_dominated
+from study.pareto import require_own_folder
 from study.results import describe, flatten, front_of, holds_weights, weights_name, wilson
 from trainables.config import TrialConfig
 from trainables.errors import InputError
@@ -72,6 +73,7 @@ def command(
 ) -> int:
     require_limits(max_seconds, min_adv_accuracy)
     study = storage.named(name, results_dir, url)
+    require_own_folder(study, results_dir, url)
     trials = study.get_trials(deepcopy=False)
     front = front_of(trials)
     if not front:

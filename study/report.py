@@ -12,6 +12,7 @@ import click
 import optuna
 
 from study import cli, storage
+from study.pareto import require_own_folder
 from trainables.errors import InputError
 
 
@@ -22,6 +23,7 @@ def command(name: str, results_dir: str, url: str | None) -> int:
     from study import page  # plotly and matplotlib take seconds: a typo is answered before
 
     require_front(study)
+    require_own_folder(study, results_dir, url)
     folder = Path(results_dir) / name
     folder.mkdir(parents=True, exist_ok=True)
     page.write(study, folder)

@@ -105,10 +105,14 @@ def named(name: str, results_dir: str, url: str | None, field: str = "name") -> 
 
     Raises:
         InputError: If there is none, with the nearest name; or if it was not made by `study.pareto`, but by
-            `study.reproduce` or another program.
+            `study.confirm`, `study.reproduce` or another program.
     """
     file = Path(results_dir) / name / "study.db"
-    if url is None and not file.exists():
+    try:
+        found = file.exists()
+    except OSError as error:
+        raise InputError(f"{field}: {name!r:.60} given ({error.strerror}); accepted: a study's name") from None
+    if url is None and not found:
         made = sorted(path.parent.name for path in Path(results_dir).glob("*/study.db"))
         raise InputError(
             f"{field}: {nearest(name, made)}" if made else f"{field}: {name!r}; accepted: none yet in {results_dir}"
@@ -117,8 +121,13 @@ def named(name: str, results_dir: str, url: str | None, field: str = "name") -> 
     study = existing(location, name)
     if study is None:
         made = optuna.get_all_study_names(from_url(location)) if _has_studies(location) else []
+        if url is None and made:
+            raise InputError(f"{field}: {file.parent} holds study {made[0]!r}; accepted: a folder of that name")
         raise InputError(f"{field}: {nearest(name, made)}" if made else f"{field}: {name!r}; accepted: none yet there")
-    if "paper" in study.user_attrs.get("settings", {"paper": ""}) or not made_here(study):
+    settings = study.user_attrs.get("settings", {"paper": ""})
+    if "search" in settings:
+        raise InputError(f"{field}: {name!r} is a confirmation; accepted: the search {settings['search']!r}")
+    if "paper" in settings or not made_here(study):
         raise InputError(f"{field}: {name!r} was not made by study.pareto; accepted: a study that was")
     return study
 

@@ -302,6 +302,7 @@ def another_version(folder):
         (search, ["mine", "--members", "1,x"], "'1,x' is not a list of trial numbers"),
         (search, ["mine", "--members", "3"], "members: 3 given; accepted: complete trials, such as those of the front"),
         (search, ["mine", "--gpus-per-trial", "0.5"], "gpus_per_trial: 0.5 given; accepted: 0, or whole GPUs"),
+        (search, ["mine", "--gpus-per-trial", "1.5"], "gpus_per_trial: 1.5 given; accepted: 0, or whole GPUs"),
         (search, ["mine", "--attack-examples", "0"], "attack_examples: 0 given"),
         (search, ["mine", "--address", "localhost:1"], "address: 'localhost:1' given"),
     ],

@@ -316,6 +316,18 @@ def test_another_programs_study_is_not_taken_over(directions, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["other.db"] and len(theirs.trials) == 1
 
 
+def test_a_confirmation_is_neither_continued_nor_learned_from(tmp_path, capsys):
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    study = storage.open_study(storage.from_url(url), "mine-confirm")
+    study.set_user_attr("settings", {"name": "mine-confirm", "search": "mine", "space": ""})
+    given = ["--results-dir", str(tmp_path / "results"), "--storage", url]
+    for option, field in [("--name", "name"), ("--warm-start", "warm_start")]:
+        assert pareto.main([*given, option, "mine-confirm"]) == 2
+        expected = f"error: {field}: 'mine-confirm' is a confirmation; accepted: the search 'mine'\n"
+        assert capsys.readouterr().err == expected
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_folder_that_cannot_be_written_is_a_mistake_before_anything_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pareto.os, "access", lambda path, mode: str(path) != str(tmp_path))
     assert pareto.main(["--results-dir", str(tmp_path / "results")]) == 2

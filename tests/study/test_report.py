@@ -14,7 +14,7 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 import trainables.examples
-from study import examples, figures, importances, page, report, storage
+from study import confirm, examples, figures, importances, page, recommend, report, storage
 from tests.study import browser, synthetic
 from tests.study.test_results import CONFIG, add, weights
 from trainables import data, devices
@@ -314,6 +314,31 @@ def test_an_unknown_study_of_a_storage_is_answered_with_the_nearest_of_that_stor
     assert not (tmp_path / "new").exists()
 
 
+def test_a_renamed_folder_is_told_from_the_study_that_it_holds(results, capsys):
+    (results / "mine").rename(results / "yours")
+    assert report.main(["yours", "--results-dir", str(results)]) == 2
+    expected = f"error: name: {results / 'yours'} holds study 'mine'; accepted: a folder of that name\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_name_too_long_for_a_file_is_a_mistake(tmp_path, capsys):
+    assert report.main(["x" * 300, "--results-dir", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: name: 'xxx") and "File name too long" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [report, recommend, confirm])
+def test_a_folder_of_another_study_of_that_name_is_left_alone(command, results, tmp_path, capsys):
+    other = tmp_path / "other" / "mine"
+    other.mkdir(parents=True)
+    (other / "study.json").write_text(json.dumps({"settings": SETTINGS | {"eps": 0.3}}))
+    given = ["mine", "--storage", f"sqlite:///{results / 'mine' / 'study.db'}", "--results-dir", str(other.parent)]
+    assert command.main(given) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: name: {other} holds files of another study") and err.count("\n") == 1
+    assert [path.name for path in other.iterdir()] == ["study.json"]
+
+
 def test_where_no_study_is_that_is_said(tmp_path, capsys):
     assert report.main(["mine", "--results-dir", str(tmp_path)]) == 2
     assert "accepted: none yet" in capsys.readouterr().err
@@ -342,6 +367,10 @@ def a_reproductions(folder):
     make(folder, SETTINGS | {"paper": "accelat"})
 
 
+def a_confirmation(folder):
+    make(folder, SETTINGS | {"search": "yours"})
+
+
 def another_version(folder):
     make(folder)
     with sqlite3.connect(folder / "mine" / "study.db") as database:
@@ -360,6 +389,7 @@ def not_a_database(folder):
         (no_front, "name: 'mine' has no front (trials: 1 FAIL; diverged: loss nan)"),
         (another_programs, "name: 'mine' was not made by study.pareto"),
         (a_reproductions, "name: 'mine' was not made by study.pareto"),
+        (a_confirmation, "name: 'mine' is a confirmation; accepted: the search 'yours'"),
         (another_version, "optuna storage upgrade"),
         (not_a_database, "file is not a database"),
     ],
