@@ -37,6 +37,7 @@ class Numbers(click.ParamType):
 @click.option("--members", "numbers", type=Numbers(), help="Trials, e.g. 3,7. [default: front and published ones]")
 @click.option("--attack-examples", type=int, help="Test images for AutoAttack and the gates. [default: 50]")
 @click.option("--eval-examples", type=int, help="Test images for all other accuracies. [default: 10000, or all]")
+@click.option("--data-dir", help="Where the images are now. [default: the search's]")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Stop after this long; the same command goes on.")
 @click.option("--retries", type=int, help="How often a training goes on after its worker was lost. [default: 3]")
 @click.option("--cpus-per-trial", type=float, help="Threads of each training. [default: the search's]")
@@ -73,7 +74,7 @@ def resolve(searched: optuna.Study, given: dict[str, object]) -> ConfirmSettings
     defaults |= {"search": name, "name": f"{name}-confirm", "curve_examples": max(1, search["eval_examples"] // 4)}
     first = from_layers(given, None, defaults, ConfirmSettings)
     study = storage.existing(first.storage_url, first.name)
-    stored = None if study is None else study.user_attrs.get("settings")
+    stored = storage.settings_of(study, given)
     if stored is not None and stored.get("search") != name:
         raise InputError(f"name: {first.name!r} is a study of its own there; accepted: a search of another name")
     return from_layers(given, stored, defaults, ConfirmSettings)
@@ -82,6 +83,7 @@ def resolve(searched: optuna.Study, given: dict[str, object]) -> ConfirmSettings
 def run(settings: ConfirmSettings, searched: optuna.Study, chosen: Sequence[Member]) -> int:
     from study import confirmation  # torch, Ray and scipy take seconds: a typo is answered before
 
+    confirmation.require_same_search(settings, searched)
     settings = settings.model_copy(update={"trials": confirmation.n_trials(settings, chosen)})
     return confirmation.confirm(settings, searched, chosen)
 

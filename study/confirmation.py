@@ -47,17 +47,17 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.table import Table
 
-from study import gates, search, storage
+from study import gates, images, search, storage
 from study.conduct import NOT_STORED, carry_out, command_line, say_end
 from study.front import probability_on_front
 from study.lock import driver_lock
-from study.members import ConfirmSettings, Member, default_members, fresh_seeds, role
+from study.members import ConfirmSettings, Member, configuration, default_members, fresh_seeds, role
 from study.papers.claims import interval
 from study.results import front_of, is_complete, trials_frame
 from study.settings import StudySettings
 from study.sole_writer import SoleWriter
-from trainables import data
 from trainables.config import TrialConfig
+from trainables.errors import InputError
 from trainables.files import write_whole
 
 Runs = Mapping[int, list[FrozenTrial]]  # a member's number to its trainings that ran to their end
@@ -77,11 +77,12 @@ def confirm(settings: ConfirmSettings, searched: optuna.Study, members: Sequence
     Raises:
         InputError: If the images cannot be used, or a driver runs this study or its search; nothing is written then.
     """
-    data.load(settings.dataset, settings.data.data_dir)
+    _, seen = images.load(settings, searched)
     with ExitStack() as stack:
         if settings.search_folder.exists():  # a search meanwhile would take its share of the device
             stack.enter_context(driver_lock(settings.search_folder))
-        return carry_out(settings, partial(prepare, settings, members), configure, partial(finish, searched))
+        opened = partial(images.kept, seen, partial(prepare, settings, members))
+        return carry_out(settings, opened, configure, partial(finish, searched))
 
 
 def n_trials(settings: ConfirmSettings, members: Sequence[Member]) -> int:
@@ -89,6 +90,21 @@ def n_trials(settings: ConfirmSettings, members: Sequence[Member]) -> int:
     study = storage.existing(settings.storage_url, settings.name)
     known = _known(study) if study else set()
     return len(known | {(member.number, seed) for member in members for seed in _seeds(settings)})
+
+
+def require_same_search(settings: ConfirmSettings, searched: optuna.Study) -> None:
+    """Raises:
+    InputError: If what has been confirmed under this name are no trials of this search, but of one before it.
+    """
+    study = storage.existing(settings.storage_url, settings.name)
+    of_search = {trial.number: trial for trial in searched.get_trials(deepcopy=False) if is_complete(trial)}
+    for trial in study.get_trials(deepcopy=False) if study else []:
+        number = trial.user_attrs["member"]
+        if number not in of_search or configuration(trial) != configuration(of_search[number]):
+            raise InputError(
+                f"name: the confirmation in {settings.folder} is of another search: its #{number} has another "
+                f"configuration than {searched.study_name!r}'s; accepted: the search it is of, or another name"
+            )
 
 
 def prepare(settings: ConfirmSettings, members: Sequence[Member]) -> optuna.Study:

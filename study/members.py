@@ -14,6 +14,7 @@ from trainables.errors import InputError
 
 MOST_TRIALS = 1_000_000  # of a search, whose seeds are its own and, added to it, its trials' numbers
 MOST_SEEDS = 1000
+TIMED_BY = {"concurrent", "cpus_per_trial", "gpus_per_trial"}  # what a training's seconds depend on
 
 
 class ConfirmSettings(StudySettings):
@@ -60,7 +61,7 @@ class ConfirmSettings(StudySettings):
     @property
     def identity(self) -> dict[str, object]:
         """The settings that must stay the same while a study goes on; seeds may be added, but not timed otherwise."""
-        return self.model_dump(mode="json", exclude=(RUN_SETTINGS - {"concurrent"}) | {"seeds"})
+        return self.model_dump(mode="json", exclude=(RUN_SETTINGS - TIMED_BY) | {"seeds"})
 
 
 class Member(NamedTuple):
@@ -77,14 +78,14 @@ class Member(NamedTuple):
     def label(self) -> str:
         return f"{self.name} (trial {self.number})"
 
-    @property
-    def without_seed(self) -> TrialConfig:
-        """Equal for trials that differ by their seed alone."""
-        return self.with_seed(0)
-
 
 def member(trial: FrozenTrial) -> Member:
     return Member(trial.number, describe(trial), TrialConfig(**trial.user_attrs["config"]))
+
+
+def configuration(trial: FrozenTrial) -> TrialConfig:
+    """Equal for trials that differ by their seed alone."""
+    return member(trial).with_seed(0)
 
 
 def role(trial: FrozenTrial, front: Iterable[int]) -> str:
@@ -107,8 +108,7 @@ def default_members(trials: Sequence[FrozenTrial]) -> list[Member]:
     chosen = [trial for trial in trials if is_complete(trial) and role(trial, front) != "other"]
     once: dict[TrialConfig, Member] = {}
     for trial in sorted(chosen, key=lambda trial: trial.values[1]):
-        found = member(trial)
-        once.setdefault(found.without_seed, found)
+        once.setdefault(configuration(trial), member(trial))
     return list(once.values())
 
 
@@ -136,8 +136,7 @@ def members_numbered(trials: Sequence[FrozenTrial], numbers: Iterable[int], fiel
             raise InputError(f"{field}: {number} given; accepted: complete trials, such as those of the front: {some}")
     once: dict[TrialConfig, Member] = {}
     for number in numbers:
-        found = member(complete[number])
-        once.setdefault(found.without_seed, found)
+        once.setdefault(configuration(complete[number]), member(complete[number]))
     return list(once.values())
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -81,7 +81,7 @@ def resolve(given: dict[str, object]) -> tuple[StudySettings, Space]:
     """The settings, from what was given, what the study was made with, and the space; writes nothing."""
     space = spaces.load(str(given.get("space", "quickstart")))
     given = {"name": re.sub(r"[^A-Za-z0-9._-]+", "-", space.path.stem)} | given
-    stored = stored_settings(from_layers(given, None, space.defaults))
+    stored = stored_settings(from_layers(given, None, space.defaults), given)
     if stored is not None and "space" not in given:
         space = spaces.load(str(stored["space"]))
     settings = from_layers(given, stored, space.defaults)
@@ -90,8 +90,12 @@ def resolve(given: dict[str, object]) -> tuple[StudySettings, Space]:
     return settings, space
 
 
-def stored_settings(settings: StudySettings) -> dict[str, object] | None:
+def stored_settings(settings: StudySettings, given: Mapping[str, object] | None = None) -> dict[str, object] | None:
     """What the study of this name was made with; None where there is no such study yet.
+
+    Args:
+        settings: As they would be of a new study.
+        given: Options of the command line; one study's images may lie in another `data_dir` than before.
 
     Raises:
         InputError: If the results folder has no room or holds something else, or the study is another program's.
@@ -106,10 +110,10 @@ def stored_settings(settings: StudySettings) -> dict[str, object] | None:
     study = storage.existing(settings.storage_url, settings.name)
     if study is not None and not storage.made_here(study):
         raise InputError(f"name: {settings.name!r} is another program's study in that storage; accepted: a new --name")
-    stored = None if study is None else study.user_attrs.get("settings")
+    stored = storage.settings_of(study, given or {})
     if stored is not None and "search" in stored:
         raise InputError(f"name: {settings.name!r} is a confirmation; accepted: the search {stored['search']!r}")
-    if settings.storage is not None and others and (stored is None or not made_with(folder, stored)):
+    if settings.storage is not None and others and (stored is None or not made_with(folder, study)):
         raise InputError(f"name: {folder} holds files of another study; accepted: a new --name, or an empty folder")
     return stored
 
@@ -119,19 +123,23 @@ def require_own_folder(study: optuna.Study, results_dir: str, url: str | None) -
     InputError: If the study is in the storage at `url`, and its results folder has the files of another.
     """
     folder = Path(results_dir) / study.study_name
-    if url is not None and not made_with(folder, study.user_attrs["settings"]):
+    if url is not None and not made_with(folder, study):
         raise InputError(f"name: {folder} holds files of another study; accepted: this study's own --results-dir")
 
 
-def made_with(folder: Path, stored: dict[str, object]) -> bool:
-    """Whether the folder's study.json, if there is one, tells of a study with these settings."""
+def made_with(folder: Path, study: optuna.Study) -> bool:
+    """Whether the folder's study.json, if there is one, tells of a study with these settings and images."""
+    stored, images = study.user_attrs["settings"], study.user_attrs.get("images")
     try:
-        written = json.loads((folder / "study.json").read_bytes())["settings"]
+        content = json.loads((folder / "study.json").read_bytes())
+        written = content["settings"]
     except FileNotFoundError:
         return True
     except (OSError, ValueError, KeyError):
         return False
-    return all(written.get(field) == value for field, value in stored.items() if field not in RUN_SETTINGS)
+    may_differ = RUN_SETTINGS | ({"data_dir"} if images else set())
+    same = all(written.get(field) == value for field, value in stored.items() if field not in may_differ)
+    return same and content.get("images") == images
 
 
 def check_room(settings: StudySettings) -> None:

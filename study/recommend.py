@@ -20,8 +20,7 @@ from optuna.trial import FrozenTrial
 from study import cli, members, storage
 from study.front import knee, non_dominated
 from study.pareto import require_own_folder
-from study.results import describe, flatten, front_of, holds_weights, weights_name, wilson
-from trainables.config import TrialConfig
+from study.results import describe, flatten, front_of, holds_weights, is_complete, weights_name, wilson
 from trainables.errors import InputError
 
 WEAK_PGD = {"autoattack", "more_steps"}  # gates whose failure another figure mends: AutoAttack's
@@ -80,19 +79,20 @@ def command(
         members.require_a_front(trials)
     table = Path(results_dir) / name / "confirmed.csv"
     known = confirmed(table)
-    if any(candidate.number >= len(trials) for candidate in known):
+    complete = {trial.number for trial in trials if is_complete(trial)}
+    if any(candidate.number not in complete for candidate in known):
         raise InputError(f"{table}: trials that {name!r} has not; accepted: what study.confirm wrote of this study")
     candidates = [candidate for candidate in known if candidate.n_seeds]
     failed = [candidate for candidate in known if candidate.n_failed and not candidate.n_seeds]
-    untrainable = {configuration(trials[candidate.number]) for candidate in failed}
-    left = [trial for trial in front if configuration(trial) not in untrainable]
+    untrainable = {members.configuration(trials[candidate.number]) for candidate in failed}
+    left = [trial for trial in front if members.configuration(trial) not in untrainable]
     if not candidates and not left:
         raise InputError(f"name: {name!r} given, all of whose front failed when confirmed; accepted: another study")
     choice = choose(candidates or [searched(trial) for trial in left], max_seconds, min_adv_accuracy)
     trial = trials[choice.candidate.number]
     place = location(results_dir, url)
-    tried = {configuration(trials[candidate.number]) for candidate in candidates}
-    missing = [trial for trial in left if configuration(trial) not in tried] if candidates else []
+    tried = {members.configuration(trials[candidate.number]) for candidate in candidates}
+    missing = [trial for trial in left if members.configuration(trial) not in tried] if candidates else []
     basis = failed_lines(failed) + basis_lines(study, front, candidates, missing, shlex.quote(name) + place)
     for line in lines(choice, study, trial, table.parent, basis):
         click.echo(line)
@@ -153,10 +153,6 @@ def searched(trial: FrozenTrial) -> Candidate:
     none = (math.nan, math.nan)
     clean = trial.user_attrs["clean_accuracy"]
     return Candidate(trial.number, describe(trial), seconds, none, accuracy, wilson(accuracy, n), clean, n)
-
-
-def configuration(trial: FrozenTrial) -> TrialConfig:
-    return members.member(trial).without_seed
 
 
 def failed_lines(failed: Sequence[Candidate]) -> list[str]:

@@ -204,13 +204,17 @@ def write_tables(study: Study, folder: Path) -> None:
 
 
 def write_study_json(
-    settings: StudySettings, folder: Path, ray_resources: dict[str, float], objective: Objective
+    settings: StudySettings,
+    folder: Path,
+    ray_resources: dict[str, float],
+    objective: Objective,
+    images: dict[str, str] | None = None,
 ) -> None:
-    """Settings, versions and hardware; never a password."""
+    """Settings, versions, hardware and the images' fingerprints, where they are known; never a password."""
     content = {
         "settings": settings.model_dump(mode="json") | {"storage": redacted(settings.storage_url)},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "ray_resources": ray_resources},
         "objective": objective,
-    }
+    } | ({"images": images} if images else {})
     write_whole(folder / "study.json", (json.dumps(content, indent=2) + "\n").encode())

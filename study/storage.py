@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import optuna
@@ -130,6 +131,17 @@ def named(name: str, results_dir: str, url: str | None, field: str = "name") -> 
     if "paper" in settings or not made_here(study):
         raise InputError(f"{field}: {name!r} was not made by study.pareto; accepted: a study that was")
     return study
+
+
+def settings_of(study: optuna.Study | None, given: Mapping[str, object]) -> dict[str, object] | None:
+    """What the study was made with; None where there is none yet.
+
+    Where its images are known by their fingerprints, `data_dir` is but a place: the one that is `given` now counts.
+    """
+    stored = None if study is None else study.user_attrs.get("settings")
+    if stored is not None and "images" in study.user_attrs and "data_dir" in given:
+        return stored | {"data_dir": given["data_dir"]}
+    return stored
 
 
 def made_here(study: optuna.Study) -> bool:

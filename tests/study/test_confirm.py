@@ -270,8 +270,32 @@ def test_other_settings_than_the_confirmations_are_refused(made):
     searched, _, settings, _ = made
     with pytest.raises(InputError, match=r"attack_examples 7 \(the study has 50\)"):
         confirm.resolve(searched, {"results_dir": settings.results_dir, "attack_examples": 7})
-    with pytest.raises(InputError, match="concurrent 2"):
-        confirm.resolve(searched, {"results_dir": settings.results_dir, "concurrent": 2})
+    for field, value in [("concurrent", 2), ("cpus_per_trial", 2.0), ("gpus_per_trial", 1.0)]:
+        with pytest.raises(InputError, match=f"{field} {value}"):
+            confirm.resolve(searched, {"results_dir": settings.results_dir, field: value})
+
+
+def test_what_a_confirmation_inherits_stays_when_the_search_goes_on_otherwise(made):
+    searched, _, settings, _ = made
+    searched.set_user_attr("settings", searched.user_attrs["settings"] | {"cpus_per_trial": 2.0})
+    again = confirm.resolve(searched, {"results_dir": settings.results_dir})
+    assert (again.cpus_per_trial, again.gpus_per_trial) == (1.0, None)
+
+
+def test_a_confirmation_of_an_earlier_search_of_that_name_is_refused_before_anything_is_trained(made, tmp_path, capsys):
+    searched, study, settings, _ = made
+    confirmation.require_same_search(settings, searched)
+    url = f"sqlite:///{tmp_path / 'mine' / 'study.db'}"
+    for again in (lambda new: None, lambda new: [add(new, 0.1 * i, i, batch=16) for i in (1, 2, 3)]):
+        optuna.delete_study(storage=url, study_name="mine")
+        new = storage.open_study(storage.from_url(url), "mine")
+        new.set_user_attr("settings", SETTINGS)
+        add(new, 0.4, 20.0)
+        again(new)
+        assert confirm.main(["mine", "--results-dir", str(tmp_path)]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: name: the confirmation in ") and "its #1 has another" in err
+    assert len(study.get_trials()) == 4
 
 
 # Mistakes
