@@ -11,11 +11,12 @@ confirmed.csv, a row per member, those first that were fastest:
     n_failed            trainings that diverged or failed otherwise
     n_examples          test images of clean and adversarial accuracy
     n_attack_examples   the first of them, for AutoAttack and the gates
+    objective           `measured` or `calibrated`: what seconds_* are
     clean_*, adversarial_*, autoattack_*, seconds_*
                         each _mean, _std (of seeds; empty for one seed), _low, _high (95 % Student t interval over
                         seeds; empty where it has no bounds: one seed, or all seeds equal). Accuracies are fractions on
                         test images; `adversarial` is under the search's own PGD; seconds are measured training seconds
-                        (calibrated ones where GPUs of several kinds trained)
+                        (calibrated ones where GPUs of several kinds trained), whatever the search's are
     autoattack_pgd      mean accuracy under the search's PGD on the same images as autoattack_*, to compare with it
     front_probability   that the member is on the front of all that were confirmed: resampled seeds and examples
     gates_failed        names of the gates that failed, joined by "; "; empty where all passed
@@ -54,7 +55,7 @@ from study.lock import driver_lock
 from study.members import ConfirmSettings, Member, configuration, default_members, fresh_seeds, role
 from study.papers.claims import interval
 from study.results import front_of, is_complete, trials_frame
-from study.settings import StudySettings
+from study.settings import Objective, StudySettings
 from study.sole_writer import SoleWriter
 from trainables.config import TrialConfig
 from trainables.errors import InputError
@@ -140,14 +141,14 @@ def finish(searched: optuna.Study, study: optuna.Study, settings: StudySettings,
     """Write confirmed.csv and gates.csv from the storage, print what they say and what to do next."""
     trials, candidates = study.get_trials(deepcopy=False), searched.get_trials(deepcopy=False)
     judged = judge(trials, settings)
-    table = confirmed_frame(trials, candidates, judged)
+    table = confirmed_frame(trials, candidates, judged, study.user_attrs.get("objective", "measured"))
     write_whole(settings.search_folder / "confirmed.csv", table.to_csv(index=False).encode())
     write_whole(settings.search_folder / "gates.csv", gates_frame(trials, table, judged).to_csv(index=False).encode())
     write_whole(settings.folder / "trials.csv", trials_frame(trials).to_csv(index=False).encode())
     (settings.folder / "front.csv").unlink(missing_ok=True)  # a front of single trainings, chosen on test: misleading
     shutil.rmtree(settings.folder / "models", ignore_errors=True)
     console.print(printed(table))
-    for line in notes(table, settings, study, candidates, searched.user_attrs["settings"]["trials"]):
+    for line in notes(table, settings, searched, candidates):
         console.print(line, highlight=False, soft_wrap=True)
     for line in gate_lines(table, judged):
         console.print(line, highlight=False, soft_wrap=True)
@@ -187,7 +188,10 @@ def judge(trials: Sequence[FrozenTrial], settings: StudySettings) -> dict[int, l
 
 
 def confirmed_frame(
-    trials: Sequence[FrozenTrial], candidates: Sequence[FrozenTrial], judged: Mapping[int, list[gates.Judged]]
+    trials: Sequence[FrozenTrial],
+    candidates: Sequence[FrozenTrial],
+    judged: Mapping[int, list[gates.Judged]],
+    objective: Objective = "measured",
 ) -> pd.DataFrame:
     """confirmed.csv.
 
@@ -195,6 +199,7 @@ def confirmed_frame(
         trials: Of the confirmation.
         candidates: Of the search.
         judged: The gates of each member.
+        objective: Which seconds the trainings' are.
     """
     front = {trial.number for trial in front_of(candidates)}
     by_number = {trial.number: trial for trial in candidates}
@@ -209,7 +214,7 @@ def confirmed_frame(
             {"number": number, "name": names[number], "role": role(candidate, front)}
             | {"n_seeds": len(runs), "n_failed": len(failed) - len(runs)}
             | {"n_examples": attrs.get("n_examples", 0)}
-            | {"n_attack_examples": int(attrs["probes"]["strong.n"]) if runs else 0}
+            | {"n_attack_examples": int(attrs["probes"]["strong.n"]) if runs else 0, "objective": objective}
             | {key: value for name in QUANTITIES for key, value in spread(name, runs).items()}
             | {"autoattack_pgd": fmean(run.user_attrs["probes"]["strong.pgd"] for run in runs) if runs else None}
             | {"front_probability": probability.get(number)}
@@ -290,9 +295,8 @@ def cell(row: Mapping[str, object], name: str, digits: int) -> str:
 def notes(
     table: pd.DataFrame,
     settings: ConfirmSettings,
-    study: optuna.Study,
+    searched: optuna.Study,
     candidates: Sequence[FrozenTrial],
-    asked: int,
 ) -> list[str]:
     """What the figures are, and what became of the search's."""
     complete = table[table["n_seeds"] > 0]
@@ -306,16 +310,18 @@ def notes(
         )
         at_once = settings.concurrent or 1
         lines.append(
-            f"Seconds: {study.user_attrs.get('objective', 'measured')}, "
+            f"Seconds: {first['objective']}, "
             + ("one training at a time on each device." if at_once == 1 else f"up to {at_once} trainings at a time.")
         )
         optimism = fmean(complete["searched_adversarial"] - complete["adversarial_mean"]) * 100
         pace = float(np.exp(np.mean(np.log(complete["seconds_mean"] / complete["searched_seconds"]))))
         lines.append(
             f"The search (one seed each, validation images) said {abs(optimism):.1f} points of adversarial accuracy "
-            f"{'more' if optimism >= 0 else 'less'} on average; trainings took {pace:.2f} times the search's seconds."
+            f"{'more' if optimism >= 0 else 'less'} on average; trainings took {pace:.2f} times the search's "
+            f"{searched.user_attrs.get('objective', 'measured')} seconds."
         )
     ended = sum(trial.state.is_finished() for trial in candidates)
+    asked = searched.user_attrs["settings"]["trials"]
     if ended < asked:
         lines.append(f"The search is unfinished ({ended} of {asked} trials have ended): its front may still change.")
     return lines

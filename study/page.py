@@ -15,7 +15,18 @@ from plotly.offline import get_plotlyjs
 
 from study import examples, figures, importances, picture
 from study.front import probability_by_examples
-from study.results import describe, eps_text, front_hypervolume, front_of, gain_per_hour, is_complete, percent, wilson
+from study.results import (
+    describe,
+    eps_text,
+    front_hypervolume,
+    front_of,
+    gain_per_hour,
+    is_complete,
+    percent,
+    read_confirmed,
+    read_gates,
+    wilson,
+)
 from study.storage import FINISHED
 from trainables.files import write_whole
 
@@ -141,12 +152,15 @@ def reasons(trials: Sequence[FrozenTrial]) -> list[tuple[int, str, str]]:
 
 
 def confirmation(folder: Path) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
-    """confirmed.csv and gates.csv, where there are both; study/confirmation.py says what their columns are."""
+    """confirmed.csv and gates.csv, where there are both; study/confirmation.py says what their columns are.
+
+    Raises:
+        InputError: If one of them is none that study.confirm writes.
+    """
     paths = [folder / "confirmed.csv", folder / "gates.csv"]
     if not all(path.exists() for path in paths):
         return None, None
-    confirmed, gates = (pd.read_csv(path) for path in paths)
-    return confirmed, gates
+    return read_confirmed(paths[0]), read_gates(paths[1])
 
 
 def records(frame: pd.DataFrame | None) -> list[Row]:

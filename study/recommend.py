@@ -14,13 +14,12 @@ from pathlib import Path
 
 import click
 import optuna
-import pandas as pd
 from optuna.trial import FrozenTrial
 
 from study import cli, members, storage
 from study.front import knee, non_dominated
 from study.pareto import require_own_folder
-from study.results import describe, flatten, front_of, holds_weights, is_complete, weights_name, wilson
+from study.results import describe, flatten, front_of, holds_weights, is_complete, read_confirmed, weights_name, wilson
 from trainables.errors import InputError
 
 WEAK_PGD = {"autoattack", "more_steps"}  # gates whose failure another figure mends: AutoAttack's
@@ -44,6 +43,7 @@ class Candidate:
     front_probability: float | None = None
     gates_failed: str = ""
     n_failed: int = 0  # trainings that its figures do not hold
+    objective: str = "measured"  # or calibrated: what its seconds are
 
     @property
     def failed(self) -> set[str]:
@@ -88,7 +88,8 @@ def command(
     left = [trial for trial in front if members.configuration(trial) not in untrainable]
     if not candidates and not left:
         raise InputError(f"name: {name!r} given, all of whose front failed when confirmed; accepted: another study")
-    choice = choose(candidates or [searched(trial) for trial in left], max_seconds, min_adv_accuracy)
+    objective = study.user_attrs.get("objective", "measured")
+    choice = choose(candidates or [searched(trial, objective) for trial in left], max_seconds, min_adv_accuracy)
     trial = trials[choice.candidate.number]
     place = location(results_dir, url)
     tried = {members.configuration(trials[candidate.number]) for candidate in candidates}
@@ -116,43 +117,37 @@ def confirmed(path: Path) -> list[Candidate]:
     Raises:
         InputError: If the file is not one of its.
     """
-    if not path.exists():
-        return []
-    try:
-        table = pd.read_csv(path, keep_default_na=True)
-        return [_from_row(row) for row in table.to_dict("records")]
-    except KeyError as error:
-        raise InputError(f"{path}: no column {error}; accepted: what study.confirm writes; run it again") from None
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: {error}; accepted: what study.confirm writes; run it again") from None
+    return [_from_row(row) for row in read_confirmed(path).to_dict("records")] if path.exists() else []
 
 
 def _from_row(row: dict[str, object]) -> Candidate:
     return Candidate(
-        int(row["number"]),
-        str(row["name"]),
+        row["number"],
+        row["name"],
         row["seconds_mean"],
         (row["seconds_low"], row["seconds_high"]),
         row["adversarial_mean"],
         (row["adversarial_low"], row["adversarial_high"]),
         row["clean_mean"],
-        int(row["n_examples"]),
-        int(row["n_seeds"]),
-        (row["autoattack_mean"], row["autoattack_pgd"], int(row["n_attack_examples"])),
+        row["n_examples"],
+        row["n_seeds"],
+        (row["autoattack_mean"], row["autoattack_pgd"], row["n_attack_examples"]),
         (row["autoattack_low"], row["autoattack_high"]),
         row["front_probability"],
-        "" if pd.isna(row["gates_failed"]) else row["gates_failed"],
-        int(row["n_failed"]),
+        row["gates_failed"],
+        row["n_failed"],
+        row["objective"],
     )
 
 
-def searched(trial: FrozenTrial) -> Candidate:
+def searched(trial: FrozenTrial, objective: str) -> Candidate:
     """What the search itself measured: one training, judged on validation images."""
     accuracy, seconds = trial.values
     n = trial.user_attrs["n_examples"]
     none = (math.nan, math.nan)
     clean = trial.user_attrs["clean_accuracy"]
-    return Candidate(trial.number, describe(trial), seconds, none, accuracy, wilson(accuracy, n), clean, n)
+    interval = wilson(accuracy, n)
+    return Candidate(trial.number, describe(trial), seconds, none, accuracy, interval, clean, n, objective=objective)
 
 
 def failed_lines(failed: Sequence[Candidate]) -> list[str]:
@@ -315,7 +310,6 @@ def doubts(taken: Candidate, max_seconds: float | None, min_adv_accuracy: float 
 def lines(choice: Choice, study: optuna.Study, trial: FrozenTrial, folder: Path, basis: Sequence[str]) -> list[str]:
     """What is printed of the choice, which `trial` of the study is."""
     taken, settings = choice.candidate, study.user_attrs["settings"]
-    objective = study.user_attrs.get("objective", "measured")
     seeds = f"mean of {taken.n_seeds} seed{'s' if taken.n_seeds > 1 else ''}" if taken.autoattack else "one training"
     images = f"{taken.n_examples} {'test' if taken.autoattack else 'validation'} images"
     interval_of = "" if math.isnan(taken.adversarial_interval[0]) else "; 95 % interval, Wilson"
@@ -324,7 +318,7 @@ def lines(choice: Choice, study: optuna.Study, trial: FrozenTrial, folder: Path,
     shown = [
         f"#{taken.number} {taken.name}",
         "",
-        row("seconds", taken.seconds, taken.seconds_interval, 1, f"{objective}, {seeds}"),
+        row("seconds", taken.seconds, taken.seconds_interval, 1, f"{taken.objective}, {seeds}"),
         row(
             "adversarial accuracy",
             taken.adversarial,

@@ -188,10 +188,12 @@ def test_members_without_confirmation_are_named(made, tmp_path, capsys):  # noqa
 
     searched, study, settings, _ = made
     add(searched, 0.9, 90.0, batch=16)
+    searched.set_user_attr("objective", "calibrated")
     table = confirmation.confirmed_frame(study.trials, searched.trials, {})
     table.to_csv(tmp_path / "mine" / "confirmed.csv", index=False)
     out = printed(capsys, ["mine", "--results-dir", str(tmp_path)])
     assert "1 of 3 members of the front are not confirmed and were left out: #4." in out
+    assert "measured, mean of 2 seeds" in out and "calibrated" not in out  # the confirmation's seconds
 
 
 def test_an_unfinished_study_works_and_says_so(tmp_path, capsys):

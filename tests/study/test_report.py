@@ -24,13 +24,13 @@ from trainables.trial import Trial, evaluation_attack, first_examples, load_mode
 
 SETTINGS = {"name": "mine", "dataset": "digits", "eps": 0.1, "attack_steps": 10, "trials": 4}
 CONFIRMED = """\
-number,name,role,n_seeds,n_failed,n_examples,n_attack_examples,clean_mean,clean_std,clean_low,clean_high,\
+number,name,role,n_seeds,n_failed,n_examples,n_attack_examples,objective,clean_mean,clean_std,clean_low,clean_high,\
 adversarial_mean,adversarial_std,adversarial_low,adversarial_high,autoattack_mean,autoattack_std,autoattack_low,\
-autoattack_high,seconds_mean,seconds_std,seconds_low,seconds_high,front_probability,gates_failed,searched_adversarial,\
+autoattack_high,autoattack_pgd,seconds_mean,seconds_std,seconds_low,seconds_high,front_probability,gates_failed,searched_adversarial,\
 searched_seconds
-1,fixup 8,front,5,0,297,100,0.95,0.01,0.94,0.96,0.31,0.02,0.29,0.33,0.28,0.02,0.26,0.30,5.1,0.1,5.0,5.2,0.83,,0.3,5.0
-0,Fixup <8>,"front, published",1,1,297,100,0.96,,,,0.48,,,,0.35,,,,10.2,,,,0.97,autoattack,0.5,10.0
-2,fixup 8,earlier,0,0,,,,,,,,,,,,,,,,,,,,,0.4,12.0
+1,fixup 8,front,5,0,297,100,measured,.95,.01,.94,.96,.31,.02,.29,.33,.28,.02,.26,.30,.31,5.1,0.1,5.0,5.2,0.83,,0.3,5.0
+0,Fixup <8>,"front, published",1,1,297,100,measured,0.96,,,,0.48,,,,0.35,,,,0.48,10.2,,,,0.97,autoattack,0.5,10.0
+2,fixup 8,earlier,0,0,0,0,measured,,,,,,,,,,,,,,,,,,,,0.4,12.0
 """
 GATES = """\
 number,name,gate,passed,figure,threshold,unit,text
@@ -162,6 +162,49 @@ def test_confirmed_members_are_shown_with_each_gate_and_the_figure_behind_it(res
     assert "#2 fixup 8 earlier 0 – – – – – not judged yet" in text
     assert "✗ failed 0.13 0.05 points AutoAttack is 13 points below PGD: PGD flatters it" in text
     assert '"confirmed: test, mean over seeds"' in html(results)
+
+
+def with_confirmation(results, table=CONFIRMED, gates=GATES):
+    (results / "mine" / "confirmed.csv").write_text(table)
+    (results / "mine" / "gates.csv").write_text(gates)
+
+
+@pytest.mark.parametrize("label", ["None", "NA", "null", "nan", "0010", "1e3"])
+def test_a_label_that_looks_like_none_or_like_a_number_stays_as_it_is(label, results, capsys):
+    with_confirmation(results, CONFIRMED.replace("Fixup <8>", label), GATES.replace("Fixup <8>", label))
+    assert report.main(["mine", "--results-dir", str(results)]) == 0
+    assert html(results).count(f"<td>#0 {label}</td>") == 2
+    assert f"#0 {label}<" in html(results)
+    trials = storage.named("mine", str(results), None).get_trials()
+    shown = figures.front(trials, "measured", page.confirmation(results / "mine")[0])
+    assert any(f"#0 {label}<" in str(trace.text) for trace in shown.data if "confirmed" in trace.name)
+
+
+def test_confirmed_seconds_are_told_from_the_searchs(results):
+    with_confirmation(results)
+    trials, (confirmed, _) = storage.named("mine", str(results), None).get_trials(), page.confirmation(results / "mine")
+    names = {own: figures.front(trials, own, confirmed).data[-2].name for own in ("measured", "calibrated")}
+    assert names["measured"] == "confirmed: test, mean over seeds"
+    assert names["calibrated"] == "confirmed: test, mean over seeds, measured seconds"
+    assert "among those confirmed; seconds are measured" in page.page(trials, SETTINGS, "calibrated", results / "mine")
+
+
+@pytest.mark.parametrize(
+    ("table", "gates", "message"),
+    [
+        (CONFIRMED.replace("seconds_mean", "minutes"), GATES, "confirmed.csv: no column 'seconds_mean'"),
+        (CONFIRMED.replace(".31", "a third"), GATES, "confirmed.csv: could not convert"),
+        (CONFIRMED.replace("measured", "guessed"), GATES, "confirmed.csv: objective 'guessed'"),
+        ("", GATES, "confirmed.csv: No columns"),
+        (CONFIRMED, GATES.replace("threshold", "most"), "gates.csv: no column 'threshold'"),
+    ],
+)
+def test_tables_that_are_not_as_written_get_one_line(table, gates, message, results, capsys):
+    with_confirmation(results, table, gates)
+    assert report.main(["mine", "--results-dir", str(results)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and message in err and "; accepted: what study.confirm" in err
+    assert err.count("\n") == 1
 
 
 class TestImportances:
