@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from pathlib import Path
 
 import click
@@ -265,19 +266,24 @@ def nothing_fits(pool: Sequence[Candidate], max_seconds: float | None, min_adv_a
     fastest = min(pool, key=lambda candidate: candidate.seconds)
     best = max(pool, key=lambda candidate: candidate.adversarial)
     if max_seconds is not None and fastest.seconds > max_seconds:
-        return f"max_seconds: {max_seconds:g} given; accepted: at least {fastest.seconds:.4g}, #{fastest.number}'s"
+        least = short(fastest.seconds, ROUND_CEILING)
+        return f"max_seconds: {max_seconds:g} given; accepted: at least {least}, #{fastest.number}'s"
     if min_adv_accuracy is not None and best.adversarial < min_adv_accuracy:
-        return (
-            f"min_adv_accuracy: {min_adv_accuracy:g} given; accepted: at most {best.adversarial:.4g}, #{best.number}'s"
-        )
+        most = short(best.adversarial, ROUND_FLOOR)
+        return f"min_adv_accuracy: {min_adv_accuracy:g} given; accepted: at most {most}, #{best.number}'s"
     enough = min(
         (candidate for candidate in pool if candidate.adversarial >= min_adv_accuracy),
         key=lambda candidate: candidate.seconds,
     )
     return (
         f"max_seconds: {max_seconds:g} given with min_adv_accuracy {min_adv_accuracy:g}; accepted: at least "
-        f"{enough.seconds:.4g}, #{enough.number}'s"
+        f"{short(enough.seconds, ROUND_CEILING)}, #{enough.number}'s"
     )
+
+
+def short(value: float, rounding: str) -> str:
+    """Four digits, rounded to the side that satisfies the limit when it is given so."""
+    return f"{float(Context(prec=4, rounding=rounding).create_decimal(repr(float(value)))):.4g}"
 
 
 def knee_text(pool: Sequence[Candidate], taken: Candidate) -> str:

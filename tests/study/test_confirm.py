@@ -66,6 +66,8 @@ def test_configurations_that_differ_by_their_seed_alone_are_trained_once(tmp_pat
     add(study, 0.6, 30.0, batch=32)  # on the front as well; trial 2 stands for it
     assert [member.number for member in members.default_members(study.trials)] == [2, 1, 0]
 
+    assert [member.number for member in members.members_numbered(study.trials, [4, 1, 2, 1])] == [4, 1]
+
 
 @pytest.mark.parametrize("search_seed", [0, 7, 2**31 - 1_000_001])
 def test_seeds_are_ones_that_no_trial_of_the_search_can_have(search_seed):

@@ -1,7 +1,9 @@
 """Which configuration is named, and that the command that is printed trains it."""
 
+import errno
 import io
 import math
+import re
 import shlex
 import time
 
@@ -74,6 +76,17 @@ def test_what_is_chosen_satisfies_the_limits_and_nothing_that_does_beats_it(poin
 def test_limits_that_nothing_satisfies_are_answered_with_what_would(max_seconds, min_accuracy, message):
     with pytest.raises(InputError, match=message):
         choose(FRONT, max_seconds, min_accuracy)
+
+
+@given(st.floats(1e-3, 1), st.floats(1e-3, 1e6))
+def test_a_limit_that_is_named_as_accepted_is(accuracy, seconds):
+    only = [candidate(1, accuracy, seconds)]
+    for field, limits in [("max_seconds", (seconds / 2, None)), ("min_adv_accuracy", (None, accuracy + 0.1))]:
+        with pytest.raises(InputError, match=field) as error:
+            choose(only, *limits)
+        named = float(re.search(r"at (?:least|most) ([^,]+), #1's", str(error.value)).group(1))
+        assert choose(only, *((named, None) if field == "max_seconds" else (None, named))).candidate is only[0]
+        assert named == pytest.approx(seconds if field == "max_seconds" else accuracy, rel=2e-3)
 
 
 def test_members_that_failed_a_gate_are_left_out_while_others_remain():
@@ -193,6 +206,10 @@ def test_members_without_confirmation_are_named(made, tmp_path, capsys):  # noqa
     table.to_csv(tmp_path / "mine" / "confirmed.csv", index=False)
     out = printed(capsys, ["mine", "--results-dir", str(tmp_path)])
     assert "1 of 3 members of the front are not confirmed and were left out: #4." in out
+    add(searched, 0.8, 80.0)  # trial 1 with another seed, which was confirmed with fresh ones
+    assert "1 of 4 members of the front are not confirmed and were left out: #4." in printed(
+        capsys, ["mine", "--results-dir", str(tmp_path)]
+    )
     assert "measured, mean of 2 seeds" in out and "calibrated" not in out  # the confirmation's seconds
 
 
@@ -284,12 +301,41 @@ def test_it_trains_on_as_many_threads_as_the_searchs_trials_had(tmp_path, monkey
     assert set(seen) == {3} and torch.get_num_threads() == before
 
 
+def test_a_file_that_appears_during_the_training_is_left_as_it_is(tmp_path, monkeypatch, capsys):
+    search(tmp_path)
+    path, train_epoch = tmp_path / "weights.safetensors", Trial.train_epoch
+
+    def beside_another(trial):
+        path.write_text("theirs")
+        (tmp_path / "weights-2.safetensors").write_text("theirs too")
+        return train_epoch(trial)
+
+    monkeypatch.setattr(Trial, "train_epoch", beside_another)
+    assert train.main(["mine", "2", "--results-dir", str(tmp_path), "--out", str(path)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2].startswith(f"{path} has appeared meanwhile") and said[-1] == str(tmp_path / "weights-3.safetensors")
+    assert path.read_text() == "theirs" and load_model(said[-1])
+
+
+def test_weights_that_cannot_be_written_leave_no_empty_file(tmp_path, monkeypatch, capsys):
+    search(tmp_path)
+
+    def full(trial, path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Trial, "save_weights", full)
+    assert train.main(["mine", "2", "--results-dir", str(tmp_path), "--out", str(tmp_path / "weights")]) == 1
+    assert "No space left on device" in capsys.readouterr().err and not (tmp_path / "weights").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["7"], "number: 7 given; accepted: complete trials"),
         (["two"], "'two' is not a valid integer"),
-        (["1", "--out", "no/such/folder/weights"], "out: no/such/folder/weights given; accepted: a file in a folder"),
+        (["1", "--out", "no/such/folder/weights"], "out: 'no/such/folder/weights' given (No such file or directory)"),
+        (["1", "--out", "/proc/weights"], "accepted: a file in a folder that can be written"),
+        (["1", "--out", "x" * 250], "given (File name too long)"),
         (["1", "--seed", "-1"], "-1 is not in the range"),
     ],
 )
