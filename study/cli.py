@@ -1,5 +1,6 @@
 """What every command shares: one line and status 2 for the user's mistake, 130 for Ctrl-C."""
 
+import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -56,6 +57,9 @@ def of_a_study(command: Callable) -> Callable:
 
 def run(command: click.Command, argv: Sequence[str] | None, package: str = "study") -> int:
     """Run `command`, which is the module `package`.`command.name`; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not what a test or a notebook puts there
+            stream.reconfigure(errors="replace")  # a terminal without arrows shows question marks
     try:
         return command.main(argv, prog_name=f"python -m {package}.{command.name}", standalone_mode=False) or 0
     except click.ClickException as error:

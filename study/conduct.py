@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 from rich.console import Console
 
-from study import page, runner, search, spaces, storage
+from study import images, page, runner, search, spaces, storage
 from study.lock import driver_lock
 from study.progress import Progress, front_table
 from study.results import front_hypervolume, sync_models, write_study_json, write_tables
@@ -19,7 +19,6 @@ from study.sampling import Draw
 from study.settings import StudySettings
 from study.sole_writer import SoleWriter
 from study.spaces import Space
-from trainables import data
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.files import remove_partial
@@ -36,13 +35,13 @@ def conduct(settings: StudySettings, space: Space) -> int:
         InputError: If the images or the space cannot be used, or another driver runs the study; nothing is
             written then.
     """
-    dataset = data.load(settings.dataset, settings.data.data_dir)
+    dataset, seen = images.load(settings)
     spaces.try_out(space, settings, len(dataset.train))
     if settings.sampler == "front":
         spaces.configure(space, settings, Draw(np.random.default_rng(settings.seed)))  # as it will be drawn from
     return carry_out(
         settings,
-        partial(open_study, settings, space, len(dataset.train)),
+        partial(images.kept, seen, partial(open_study, settings, space, len(dataset.train))),
         partial(spaces.configure, space, settings),
         finish,
     )
@@ -83,9 +82,11 @@ def carry_out(
             message = f"Study {settings.name}: {settings.trials} trials, results in {settings.folder}"
             console.print(message, highlight=False, soft_wrap=True)
             objective = runner.resolve_objective(study, settings, resources)
-            write_study_json(settings, settings.folder, resources, objective)
+            write_study_json(settings, settings.folder, resources, objective, study.user_attrs.get("images"))
             with Progress(console, settings.trials, done) as progress:
+                study.set_user_attr("ending", "")
                 ending = runner.run(study, configure, settings, resources, progress, objective)
+                study.set_user_attr("ending", ending)
         finish(study, settings, console, ending)
     return 130 if ending == "interrupted" else 0
 
@@ -155,6 +156,8 @@ def say_end(
     n = storage.n_finished(study)
     if ending == "finished":
         message = f"All {n} {noun} have ended. {then}"
+    elif ending == storage.TOO_LITTLE_GAIN:
+        message = f"Ended after {n} {noun}: another promised too little. To go on all the same: {again} --until-gain 0"
     else:
         message = f"Stopped ({ending}) after {n} of {settings.trials} {noun}. To go on: {again}"
     for line in [*(f"  {file}" for file in files), message]:

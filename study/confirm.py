@@ -12,7 +12,7 @@ import optuna
 
 from study import cli, members, storage
 from study.members import ConfirmSettings, Member
-from study.pareto import check_room, check_storage_path
+from study.pareto import check_room, check_storage_path, require_own_folder
 from study.settings import from_layers
 from trainables.errors import InputError
 
@@ -37,6 +37,7 @@ class Numbers(click.ParamType):
 @click.option("--members", "numbers", type=Numbers(), help="Trials, e.g. 3,7. [default: front and published ones]")
 @click.option("--attack-examples", type=int, help="Test images for AutoAttack and the gates. [default: 50]")
 @click.option("--eval-examples", type=int, help="Test images for all other accuracies. [default: 10000, or all]")
+@click.option("--data-dir", help="Where the images are now. [default: the search's]")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Stop after this long; the same command goes on.")
 @click.option("--retries", type=int, help="How often a training goes on after its worker was lost. [default: 3]")
 @click.option("--cpus-per-trial", type=float, help="Threads of each training. [default: the search's]")
@@ -49,6 +50,7 @@ class Numbers(click.ParamType):
 @cli.log_level
 def command(name: str, numbers: list[int] | None, results_dir: str, url: str | None, **given: object) -> int:
     searched = storage.named(name, results_dir, url)
+    require_own_folder(searched, results_dir, url)
     given = {option: value for option, value in given.items() if value is not None}
     given |= {"results_dir": results_dir} | ({"storage": url} if url else {})
     settings = resolve(searched, given)
@@ -63,18 +65,16 @@ def resolve(searched: optuna.Study, given: dict[str, object]) -> ConfirmSettings
     """The settings, from what was given, what the confirmation was made with, and the search's own.
 
     Raises:
-        InputError: If a value is not accepted, differs from the confirmation's own, or the study is no search.
+        InputError: If a value is not accepted, or differs from the confirmation's own.
     """
     name, search = searched.study_name, searched.user_attrs["settings"]
-    if "search" in search:
-        raise InputError(f"name: {name!r} is a confirmation; accepted: the search {search['search']!r}")
     if not search["eps"]:
         raise InputError(f"name: {name!r} attacks within eps 0; accepted: a study with an attack")
     defaults = {field: search[field] for field in INHERITED if field in search}
     defaults |= {"search": name, "name": f"{name}-confirm", "curve_examples": max(1, search["eval_examples"] // 4)}
     first = from_layers(given, None, defaults, ConfirmSettings)
     study = storage.existing(first.storage_url, first.name)
-    stored = None if study is None else study.user_attrs.get("settings")
+    stored = storage.settings_of(study, given)
     if stored is not None and stored.get("search") != name:
         raise InputError(f"name: {first.name!r} is a study of its own there; accepted: a search of another name")
     return from_layers(given, stored, defaults, ConfirmSettings)
@@ -83,6 +83,7 @@ def resolve(searched: optuna.Study, given: dict[str, object]) -> ConfirmSettings
 def run(settings: ConfirmSettings, searched: optuna.Study, chosen: Sequence[Member]) -> int:
     from study import confirmation  # torch, Ray and scipy take seconds: a typo is answered before
 
+    confirmation.require_same_search(settings, searched)
     settings = settings.model_copy(update={"trials": confirmation.n_trials(settings, chosen)})
     return confirmation.confirm(settings, searched, chosen)
 

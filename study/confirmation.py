@@ -11,11 +11,12 @@ confirmed.csv, a row per member, those first that were fastest:
     n_failed            trainings that diverged or failed otherwise
     n_examples          test images of clean and adversarial accuracy
     n_attack_examples   the first of them, for AutoAttack and the gates
+    objective           `measured` or `calibrated`: what seconds_* are
     clean_*, adversarial_*, autoattack_*, seconds_*
                         each _mean, _std (of seeds; empty for one seed), _low, _high (95 % Student t interval over
                         seeds; empty where it has no bounds: one seed, or all seeds equal). Accuracies are fractions on
                         test images; `adversarial` is under the search's own PGD; seconds are measured training seconds
-                        (calibrated ones where GPUs of several kinds trained)
+                        (calibrated ones where GPUs of several kinds trained), whatever the search's are
     autoattack_pgd      mean accuracy under the search's PGD on the same images as autoattack_*, to compare with it
     front_probability   that the member is on the front of all that were confirmed: resampled seeds and examples
     gates_failed        names of the gates that failed, joined by "; "; empty where all passed
@@ -47,17 +48,17 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.table import Table
 
-from study import gates, search, storage
+from study import gates, images, search, storage
 from study.conduct import NOT_STORED, carry_out, command_line, say_end
 from study.front import probability_on_front
 from study.lock import driver_lock
-from study.members import ConfirmSettings, Member, default_members, fresh_seeds, role
+from study.members import ConfirmSettings, Member, configuration, default_members, fresh_seeds, role
 from study.papers.claims import interval
 from study.results import front_of, is_complete, trials_frame
-from study.settings import StudySettings
+from study.settings import Objective, StudySettings
 from study.sole_writer import SoleWriter
-from trainables import data
 from trainables.config import TrialConfig
+from trainables.errors import InputError
 from trainables.files import write_whole
 
 Runs = Mapping[int, list[FrozenTrial]]  # a member's number to its trainings that ran to their end
@@ -77,11 +78,12 @@ def confirm(settings: ConfirmSettings, searched: optuna.Study, members: Sequence
     Raises:
         InputError: If the images cannot be used, or a driver runs this study or its search; nothing is written then.
     """
-    data.load(settings.dataset, settings.data.data_dir)
+    _, seen = images.load(settings, searched)
     with ExitStack() as stack:
         if settings.search_folder.exists():  # a search meanwhile would take its share of the device
             stack.enter_context(driver_lock(settings.search_folder))
-        return carry_out(settings, partial(prepare, settings, members), configure, partial(finish, searched))
+        opened = partial(images.kept, seen, partial(prepare, settings, members))
+        return carry_out(settings, opened, configure, partial(finish, searched))
 
 
 def n_trials(settings: ConfirmSettings, members: Sequence[Member]) -> int:
@@ -89,6 +91,21 @@ def n_trials(settings: ConfirmSettings, members: Sequence[Member]) -> int:
     study = storage.existing(settings.storage_url, settings.name)
     known = _known(study) if study else set()
     return len(known | {(member.number, seed) for member in members for seed in _seeds(settings)})
+
+
+def require_same_search(settings: ConfirmSettings, searched: optuna.Study) -> None:
+    """Raises:
+    InputError: If what has been confirmed under this name are no trials of this search, but of one before it.
+    """
+    study = storage.existing(settings.storage_url, settings.name)
+    of_search = {trial.number: trial for trial in searched.get_trials(deepcopy=False) if is_complete(trial)}
+    for trial in study.get_trials(deepcopy=False) if study else []:
+        number = trial.user_attrs["member"]
+        if number not in of_search or configuration(trial) != configuration(of_search[number]):
+            raise InputError(
+                f"name: the confirmation in {settings.folder} is of another search: its #{number} has another "
+                f"configuration than {searched.study_name!r}'s; accepted: the search it is of, or another name"
+            )
 
 
 def prepare(settings: ConfirmSettings, members: Sequence[Member]) -> optuna.Study:
@@ -124,14 +141,14 @@ def finish(searched: optuna.Study, study: optuna.Study, settings: StudySettings,
     """Write confirmed.csv and gates.csv from the storage, print what they say and what to do next."""
     trials, candidates = study.get_trials(deepcopy=False), searched.get_trials(deepcopy=False)
     judged = judge(trials, settings)
-    table = confirmed_frame(trials, candidates, judged)
+    table = confirmed_frame(trials, candidates, judged, study.user_attrs.get("objective", "measured"))
     write_whole(settings.search_folder / "confirmed.csv", table.to_csv(index=False).encode())
     write_whole(settings.search_folder / "gates.csv", gates_frame(trials, table, judged).to_csv(index=False).encode())
     write_whole(settings.folder / "trials.csv", trials_frame(trials).to_csv(index=False).encode())
     (settings.folder / "front.csv").unlink(missing_ok=True)  # a front of single trainings, chosen on test: misleading
     shutil.rmtree(settings.folder / "models", ignore_errors=True)
     console.print(printed(table))
-    for line in notes(table, settings, study, candidates, searched.user_attrs["settings"]["trials"]):
+    for line in notes(table, settings, searched, candidates):
         console.print(line, highlight=False, soft_wrap=True)
     for line in gate_lines(table, judged):
         console.print(line, highlight=False, soft_wrap=True)
@@ -171,7 +188,10 @@ def judge(trials: Sequence[FrozenTrial], settings: StudySettings) -> dict[int, l
 
 
 def confirmed_frame(
-    trials: Sequence[FrozenTrial], candidates: Sequence[FrozenTrial], judged: Mapping[int, list[gates.Judged]]
+    trials: Sequence[FrozenTrial],
+    candidates: Sequence[FrozenTrial],
+    judged: Mapping[int, list[gates.Judged]],
+    objective: Objective = "measured",
 ) -> pd.DataFrame:
     """confirmed.csv.
 
@@ -179,6 +199,7 @@ def confirmed_frame(
         trials: Of the confirmation.
         candidates: Of the search.
         judged: The gates of each member.
+        objective: Which seconds the trainings' are.
     """
     front = {trial.number for trial in front_of(candidates)}
     by_number = {trial.number: trial for trial in candidates}
@@ -193,7 +214,7 @@ def confirmed_frame(
             {"number": number, "name": names[number], "role": role(candidate, front)}
             | {"n_seeds": len(runs), "n_failed": len(failed) - len(runs)}
             | {"n_examples": attrs.get("n_examples", 0)}
-            | {"n_attack_examples": int(attrs["probes"]["strong.n"]) if runs else 0}
+            | {"n_attack_examples": int(attrs["probes"]["strong.n"]) if runs else 0, "objective": objective}
             | {key: value for name in QUANTITIES for key, value in spread(name, runs).items()}
             | {"autoattack_pgd": fmean(run.user_attrs["probes"]["strong.pgd"] for run in runs) if runs else None}
             | {"front_probability": probability.get(number)}
@@ -274,13 +295,12 @@ def cell(row: Mapping[str, object], name: str, digits: int) -> str:
 def notes(
     table: pd.DataFrame,
     settings: ConfirmSettings,
-    study: optuna.Study,
+    searched: optuna.Study,
     candidates: Sequence[FrozenTrial],
-    asked: int,
 ) -> list[str]:
     """What the figures are, and what became of the search's."""
     complete = table[table["n_seeds"] > 0]
-    lines = []
+    lines = failure_lines(table)
     if len(complete):
         first = complete.iloc[0]
         lines.append(
@@ -290,19 +310,30 @@ def notes(
         )
         at_once = settings.concurrent or 1
         lines.append(
-            f"Seconds: {study.user_attrs.get('objective', 'measured')}, "
+            f"Seconds: {first['objective']}, "
             + ("one training at a time on each device." if at_once == 1 else f"up to {at_once} trainings at a time.")
         )
         optimism = fmean(complete["searched_adversarial"] - complete["adversarial_mean"]) * 100
         pace = float(np.exp(np.mean(np.log(complete["seconds_mean"] / complete["searched_seconds"]))))
         lines.append(
             f"The search (one seed each, validation images) said {abs(optimism):.1f} points of adversarial accuracy "
-            f"{'more' if optimism >= 0 else 'less'} on average; trainings took {pace:.2f} times the search's seconds."
+            f"{'more' if optimism >= 0 else 'less'} on average; trainings took {pace:.2f} times the search's "
+            f"{searched.user_attrs.get('objective', 'measured')} seconds."
         )
-    ended = sum(trial.state.is_finished() for trial in candidates)
-    if ended < asked:
+    if storage.is_unfinished(searched):
+        ended, asked = storage.n_finished(searched), searched.user_attrs["settings"]["trials"]
         lines.append(f"The search is unfinished ({ended} of {asked} trials have ended): its front may still change.")
     return lines
+
+
+def failure_lines(table: pd.DataFrame) -> list[str]:
+    """Of each member of which a training failed: the figures are those of the others, which flatters it."""
+    return [
+        f"#{row['number']} {row['name']}: {row['n_failed']} of {row['n_failed'] + row['n_seeds']} trainings failed"
+        + ("; its figures are of the others." if row["n_seeds"] else ".")
+        for row in table.to_dict("records")
+        if row["n_failed"]
+    ]
 
 
 def gate_lines(table: pd.DataFrame, judged: Mapping[int, list[gates.Judged]]) -> list[str]:
@@ -316,4 +347,6 @@ def gate_lines(table: pd.DataFrame, judged: Mapping[int, list[gates.Judged]]) ->
     ]
     if not judged:
         return []
-    return ["Gates that failed:", *failed] if failed else ["All gates passed."]
+    if failed:
+        return ["Gates that failed:", *failed]
+    return ["All gates passed" + (", by the trainings that did not fail." if table["n_failed"].any() else ".")]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from optuna.trial import FrozenTrial
 
-from study.results import front_of, weights_name
+from study.results import front_of, holds_weights, weights_name
 from trainables.config import DataConfig, EvalConfig
 from trainables.errors import InputError
 
@@ -52,7 +52,8 @@ def make(trials: Sequence[FrozenTrial], settings: dict[str, object], folder: Pat
     Raises:
         Unavailable: If there are no weights, or no images.
     """
-    members = [trial for trial in front_of(trials) if (folder / "models" / weights_name(trial.number)).exists()]
+    models = folder / "models"
+    members = [trial for trial in front_of(trials) if holds_weights(models / weights_name(trial.number), trial)]
     if not members:
         raise Unavailable("the weights of the front's members are not in this results folder")
     dataset, data_dir = settings["dataset"], settings.get("data_dir")
@@ -60,7 +61,7 @@ def make(trials: Sequence[FrozenTrial], settings: dict[str, object], folder: Pat
         raise Unavailable(f"the images of {dataset} are not in the study's data folder")
     trial = members[-1]
     try:
-        return Examples(trial, _attack(trial, settings, folder / "models" / weights_name(trial.number)))
+        return Examples(trial, _attack(trial, settings, models / weights_name(trial.number)))
     except (InputError, OSError) as error:
         raise Unavailable(f"the study's images cannot be read ({error})") from None
 

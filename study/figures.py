@@ -98,8 +98,8 @@ def front(trials: Sequence[FrozenTrial], objective: str, confirmed: pd.DataFrame
     faint = {"bars": True, "opacity": 0.6, "size": 7} if few else {"bars": False, "opacity": 0.35, "size": 5}
     _add_complete(result, dominated, "dominated", OTHER, mode="markers", **faint)
     _add_complete(result, members, "Pareto front", FRONT, bars=True, opacity=1.0, mode="lines+markers", size=9)
-    if confirmed is not None:
-        _add_confirmed(result, confirmed)
+    if confirmed is not None and len(confirmed):
+        _add_confirmed(result, confirmed, objective)
     _name_published(result, [trial for trial in complete if trial.user_attrs.get("label")], complete)
     result.update_xaxes(type="log", title_text=f"{SECONDS[objective]} (log scale)", dtick="D2", tickformat="~g")
     return result.update_yaxes(title_text="adversarial accuracy")
@@ -135,8 +135,9 @@ def _add_complete(
     )
 
 
-def _add_confirmed(result: go.Figure, confirmed: pd.DataFrame) -> None:
-    bars = {}
+def _add_confirmed(result: go.Figure, confirmed: pd.DataFrame, objective: str) -> None:
+    """Diamonds; their name says which seconds theirs are, where the axis has the search's other ones."""
+    bars, own = {}, confirmed["objective"].iloc[0]
     for axis, quantity in [("error_x", "seconds"), ("error_y", "adversarial")]:
         mean, low, high = (confirmed[f"{quantity}_{part}"] for part in ("mean", "low", "high"))
         bars[axis] = {"array": high - mean, "arrayminus": mean - low, "thickness": 1, "width": 3}
@@ -145,7 +146,7 @@ def _add_confirmed(result: go.Figure, confirmed: pd.DataFrame) -> None:
         y=confirmed["adversarial_mean"],
         **bars,
         mode="markers",
-        name="confirmed: test, mean over seeds",
+        name="confirmed: test, mean over seeds" + ("" if own == objective else f", {own} seconds"),
         marker={"symbol": "diamond", "size": 9, "color": CONFIRMED},
         text=[
             f"<b>#{row.number} {row.name}</b><br>test, {row.n_seeds} seeds<br>"

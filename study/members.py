@@ -14,6 +14,7 @@ from trainables.errors import InputError
 
 MOST_TRIALS = 1_000_000  # of a search, whose seeds are its own and, added to it, its trials' numbers
 MOST_SEEDS = 1000
+TIMED_BY = {"concurrent", "cpus_per_trial", "gpus_per_trial"}  # what a training's seconds depend on
 
 
 class ConfirmSettings(StudySettings):
@@ -33,7 +34,7 @@ class ConfirmSettings(StudySettings):
     @field_validator("gpus_per_trial")
     @classmethod
     def whole_gpus(cls, value: float | None) -> float | None:
-        if value is not None and 0 < value < 1:
+        if value is not None and value != int(value):
             raise ValueError(f"{value} given; accepted: 0, or whole GPUs, since each training is timed alone")
         return value
 
@@ -60,7 +61,7 @@ class ConfirmSettings(StudySettings):
     @property
     def identity(self) -> dict[str, object]:
         """The settings that must stay the same while a study goes on; seeds may be added, but not timed otherwise."""
-        return self.model_dump(mode="json", exclude=(RUN_SETTINGS - {"concurrent"}) | {"seeds"})
+        return self.model_dump(mode="json", exclude=(RUN_SETTINGS - TIMED_BY) | {"seeds"})
 
 
 class Member(NamedTuple):
@@ -80,6 +81,11 @@ class Member(NamedTuple):
 
 def member(trial: FrozenTrial) -> Member:
     return Member(trial.number, describe(trial), TrialConfig(**trial.user_attrs["config"]))
+
+
+def configuration(trial: FrozenTrial) -> TrialConfig:
+    """Equal for trials that differ by their seed alone."""
+    return member(trial).with_seed(0)
 
 
 def role(trial: FrozenTrial, front: Iterable[int]) -> str:
@@ -102,8 +108,7 @@ def default_members(trials: Sequence[FrozenTrial]) -> list[Member]:
     chosen = [trial for trial in trials if is_complete(trial) and role(trial, front) != "other"]
     once: dict[TrialConfig, Member] = {}
     for trial in sorted(chosen, key=lambda trial: trial.values[1]):
-        found = member(trial)
-        once.setdefault(found.with_seed(0), found)
+        once.setdefault(configuration(trial), member(trial))
     return list(once.values())
 
 
@@ -119,15 +124,20 @@ def require_a_front(trials: Sequence[FrozenTrial]) -> None:
 
 
 def members_numbered(trials: Sequence[FrozenTrial], numbers: Iterable[int], field: str = "members") -> list[Member]:
-    """Raises:
-    InputError: If a number is not that of a complete trial.
+    """The trials of these numbers; of those that differ by their seed alone, the one that is named first.
+
+    Raises:
+        InputError: If a number is not that of a complete trial.
     """
     complete = {trial.number: trial for trial in trials if is_complete(trial)}
     for number in numbers:
         if number not in complete:
             some = ", ".join(map(str, sorted(trial.number for trial in front_of(trials))))
             raise InputError(f"{field}: {number} given; accepted: complete trials, such as those of the front: {some}")
-    return [member(complete[number]) for number in dict.fromkeys(numbers)]
+    once: dict[TrialConfig, Member] = {}
+    for number in numbers:
+        once.setdefault(configuration(complete[number]), member(complete[number]))
+    return list(once.values())
 
 
 def fresh_seeds(search_seed: int, n: int) -> list[int]:

@@ -13,10 +13,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from optuna.trial import FrozenTrial, TrialState
 from plotly.offline import get_plotlyjs
 
-from study import examples, figures, importances, picture
+from study import examples, figures, importances, picture, storage
 from study.front import probability_by_examples
-from study.results import describe, eps_text, front_hypervolume, front_of, gain_per_hour, is_complete, percent, wilson
-from study.storage import FINISHED
+from study.results import (
+    describe,
+    eps_text,
+    front_hypervolume,
+    front_of,
+    gain_per_hour,
+    is_complete,
+    percent,
+    read_confirmed,
+    read_gates,
+    wilson,
+)
 from trainables.files import write_whole
 
 N_REASONS = 20  # of stopped and failed trials that are listed
@@ -31,7 +41,8 @@ def write(study: optuna.Study, folder: Path) -> None:
     figure = picture.front(trials, title(trials, settings), objective, attack_text(settings))
     for suffix in ("png", "svg"):
         write_whole(folder / f"front.{suffix}", picture.encode(figure, suffix))
-    write_whole(folder / "report.html", page(trials, settings, objective, folder).encode())
+    html = page(trials, settings, objective, folder, storage.is_unfinished(study))
+    write_whole(folder / "report.html", html.encode())
 
 
 def attack_text(settings: Row) -> str:
@@ -44,7 +55,9 @@ def title(trials: Sequence[FrozenTrial], settings: Row) -> str:
     return f"{settings['name']}: {settings['dataset']}, {n} complete trials, hypervolume {volume:.4g}"
 
 
-def page(trials: Sequence[FrozenTrial], settings: Row, objective: str, folder: Path) -> str:
+def page(
+    trials: Sequence[FrozenTrial], settings: Row, objective: str, folder: Path, is_unfinished: bool = False
+) -> str:
     """The page, with all it needs inside: figures as JSON, plotly's script, images as data URIs."""
     confirmed, gates = confirmation(folder)
     found, gain = importances.evaluate(trials), gain_per_hour(trials)
@@ -64,7 +77,8 @@ def page(trials: Sequence[FrozenTrial], settings: Row, objective: str, folder: P
         objective=objective,
         attack=attack_text(settings),
         states=Counter(trial.state.name for trial in trials),
-        n_ended=sum(trial.state in FINISHED for trial in trials),
+        is_unfinished=is_unfinished,
+        n_ended=sum(trial.state in storage.FINISHED for trial in trials),
         members=member_rows(trials),
         hypervolume=front_hypervolume(trials),
         gain=None if gain is None else percent(gain),
@@ -141,12 +155,15 @@ def reasons(trials: Sequence[FrozenTrial]) -> list[tuple[int, str, str]]:
 
 
 def confirmation(folder: Path) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
-    """confirmed.csv and gates.csv, where there are both; study/confirmation.py says what their columns are."""
+    """confirmed.csv and gates.csv, where there are both; study/confirmation.py says what their columns are.
+
+    Raises:
+        InputError: If one of them is none that study.confirm writes.
+    """
     paths = [folder / "confirmed.csv", folder / "gates.csv"]
     if not all(path.exists() for path in paths):
         return None, None
-    confirmed, gates = (pd.read_csv(path) for path in paths)
-    return confirmed, gates
+    return read_confirmed(paths[0]), read_gates(paths[1])
 
 
 def records(frame: pd.DataFrame | None) -> list[Row]:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -42,13 +42,18 @@ MIN_FREE_BYTES = 100_000_000  # a few checkpoints and logs
 @click.option(
     "--stop-early/--no-stop-early", default=None, help="End trials that promise the front too little. [default: no]"
 )
-@click.option("--max-trial-seconds", type=float, help="Sampler front: propose no trial that would train longer.")
+@click.option(
+    "--max-trial-seconds",
+    type=float,
+    help="Sampler front: propose no trial that would train longer, once steps are timed.",
+)
 @click.option("--warm-start", metavar="NAME", help="Sampler front: learn from an earlier study beside this one.")
 @click.option(
     "--until-gain",
     type=float,
     metavar="SHARE",
-    help="Sampler front: stop once a device-hour of training should add less than this share to the hypervolume.",
+    help="Sampler front: stop once a device-hour of training should add less than this share to the hypervolume; "
+    "0: never.",
 )
 @click.option("--seed", type=int, help="Of the sampler and, plus its number, of each trial. [default: 0]")
 @click.option("--retries", type=int, help="How often a trial goes on after its worker was lost. [default: 3]")
@@ -81,18 +86,41 @@ def resolve(given: dict[str, object]) -> tuple[StudySettings, Space]:
     """The settings, from what was given, what the study was made with, and the space; writes nothing."""
     space = spaces.load(str(given.get("space", "quickstart")))
     given = {"name": re.sub(r"[^A-Za-z0-9._-]+", "-", space.path.stem)} | given
-    stored = stored_settings(from_layers(given, None, space.defaults))
+    if str(given.get("space", "")).endswith(".py"):
+        given["space"] = os.path.abspath(str(given["space"]))  # the study may go on from another working directory
+    stored = stored_settings(from_layers(given, None, space.defaults), given)
     refuse_another_kind("search", given["name"], stored)
     if stored is not None and "space" not in given:
         space = spaces.load(str(stored["space"]))
-    settings = from_layers(given, stored, space.defaults)
-    if settings.warm_start is not None:
+    return with_known_start(from_layers(given, stored, space.defaults), "warm_start" in given), space
+
+
+def with_known_start(settings: StudySettings, was_given: bool) -> StudySettings:
+    """Without a study to start from that was there when this one began, and is not any more.
+
+    Raises:
+        InputError: If one that `was_given` now does not exist, or is this study itself.
+    """
+    if settings.warm_start is None:
+        return settings
+    if settings.warm_start == settings.name:
+        raise InputError(f"warm_start: {settings.name!r} given, the study itself; accepted: an earlier one")
+    try:
         storage.named(settings.warm_start, settings.results_dir, settings.storage, field="warm_start")
-    return settings, space
+    except InputError:
+        if was_given:
+            raise
+        click.echo(f"warm_start: study {settings.warm_start!r} is gone; going on without its trials", err=True)
+        return settings.model_copy(update={"warm_start": None})
+    return settings
 
 
-def stored_settings(settings: StudySettings) -> dict[str, object] | None:
+def stored_settings(settings: StudySettings, given: Mapping[str, object] | None = None) -> dict[str, object] | None:
     """What the study of this name was made with; None where there is no such study yet.
+
+    Args:
+        settings: As they would be of a new study.
+        given: Options of the command line; one study's images may lie in another `data_dir` than before.
 
     Raises:
         InputError: If the results folder has no room or holds something else, or the study is another program's.
@@ -107,32 +135,45 @@ def stored_settings(settings: StudySettings) -> dict[str, object] | None:
     study = storage.existing(settings.storage_url, settings.name)
     if study is not None and not storage.made_here(study):
         raise InputError(f"name: {settings.name!r} is another program's study in that storage; accepted: a new --name")
-    stored = None if study is None else study.user_attrs.get("settings")
-    if settings.storage is not None and others and (stored is None or not made_with(folder, stored)):
+    stored = storage.settings_of(study, given or {})
+    if stored is not None and "search" in stored:
+        raise InputError(f"name: {settings.name!r} is a confirmation; accepted: the search {stored['search']!r}")
+    if settings.storage is not None and others and (stored is None or not made_with(folder, study)):
         raise InputError(f"name: {folder} holds files of another study; accepted: a new --name, or an empty folder")
     return stored
 
 
 def refuse_another_kind(kind: str, name: object, stored: dict[str, object] | None) -> None:
     """Raises:
-    InputError: If `stored` are the settings of another kind of study: search, confirmation or reproduction.
+    InputError: If `stored` are the settings of a search, and a reproduction is asked for, or the other way round.
     """
-    if stored is None:
-        return
-    held = "reproduction" if "paper" in stored else "confirmation" if "search" in stored else "search"
+    held = kind if stored is None else "reproduction" if "paper" in stored else "search"
     if held != kind:
         raise InputError(f"name: {name!r} holds a {held}; accepted: a new --name")
 
 
-def made_with(folder: Path, stored: dict[str, object]) -> bool:
-    """Whether the folder's study.json, if there is one, tells of a study with these settings."""
+def require_own_folder(study: optuna.Study, results_dir: str, url: str | None) -> None:
+    """Raises:
+    InputError: If the study is in the storage at `url`, and its results folder has the files of another.
+    """
+    folder = Path(results_dir) / study.study_name
+    if url is not None and not made_with(folder, study):
+        raise InputError(f"name: {folder} holds files of another study; accepted: this study's own --results-dir")
+
+
+def made_with(folder: Path, study: optuna.Study) -> bool:
+    """Whether the folder's study.json, if there is one, tells of a study with these settings and images."""
+    stored, images = study.user_attrs["settings"], study.user_attrs.get("images")
     try:
-        written = json.loads((folder / "study.json").read_bytes())["settings"]
+        content = json.loads((folder / "study.json").read_bytes())
+        written = content["settings"]
     except FileNotFoundError:
         return True
     except (OSError, ValueError, KeyError):
         return False
-    return all(written.get(field) == value for field, value in stored.items() if field not in RUN_SETTINGS)
+    may_differ = RUN_SETTINGS | ({"data_dir"} if images else set())
+    same = all(written.get(field) == value for field, value in stored.items() if field not in may_differ)
+    return same and content.get("images") == images
 
 
 def check_room(settings: StudySettings) -> None:

@@ -42,7 +42,7 @@ def front(trials: Sequence[FrozenTrial], title: str, objective: str, attack: str
         figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     axes.set_xlabel(f"{SECONDS[objective]} (log scale)")
     axes.set_ylabel(f"adversarial accuracy, {attack}")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, parse_math=False)
     axes.grid(alpha=0.25)
     return figure
 
@@ -71,6 +71,7 @@ def _name_published(axes: Axes, trials: Sequence[FrozenTrial], among: Sequence[F
     lows, highs = zip(*(wilson(trial.values[0], trial.user_attrs["n_examples"]) for trial in among), strict=True)
     for trial, rung in zip(trials, rungs(seconds, min(lows), max(highs)), strict=True):
         style = {"fontsize": 8, "color": PUBLISHED, "ha": "left" if rung.to_the_right else "right", "va": "center"}
+        style |= {"parse_math": False}  # a label is the user's: $ is a character
         line = {"arrowstyle": "-", "color": PUBLISHED, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 6}
         place = (trial.values[1], rung.height)
         axes.annotate("", (trial.values[1], trial.values[0]), place, arrowprops=line)

@@ -10,16 +10,17 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from pathlib import Path
 
 import click
 import optuna
-import pandas as pd
 from optuna.trial import FrozenTrial
 
 from study import cli, members, storage
 from study.front import knee, non_dominated
-from study.results import describe, flatten, front_of, weights_name, wilson
+from study.pareto import require_own_folder
+from study.results import describe, flatten, front_of, holds_weights, is_complete, read_confirmed, weights_name, wilson
 from trainables.errors import InputError
 
 WEAK_PGD = {"autoattack", "more_steps"}  # gates whose failure another figure mends: AutoAttack's
@@ -42,10 +43,13 @@ class Candidate:
     autoattack_interval: tuple[float, float] = (math.nan, math.nan)
     front_probability: float | None = None
     gates_failed: str = ""
+    n_failed: int = 0  # trainings that its figures do not hold
+    objective: str = "measured"  # or calibrated: what its seconds are
 
     @property
     def failed(self) -> set[str]:
-        return set(self.gates_failed.split("; ")) - {""}
+        """Gates, and `training` where not all of its trainings ran to their end."""
+        return set(self.gates_failed.split("; ")) - {""} | ({"training"} if self.n_failed else set())
 
     @property
     def point(self) -> tuple[float, float]:
@@ -69,18 +73,29 @@ def command(
 ) -> int:
     require_limits(max_seconds, min_adv_accuracy)
     study = storage.named(name, results_dir, url)
+    require_own_folder(study, results_dir, url)
     trials = study.get_trials(deepcopy=False)
     front = front_of(trials)
     if not front:
         members.require_a_front(trials)
     table = Path(results_dir) / name / "confirmed.csv"
-    candidates = confirmed(table)
-    if any(candidate.number >= len(trials) for candidate in candidates):
+    known = confirmed(table)
+    complete = {trial.number for trial in trials if is_complete(trial)}
+    if any(candidate.number not in complete for candidate in known):
         raise InputError(f"{table}: trials that {name!r} has not; accepted: what study.confirm wrote of this study")
-    choice = choose(candidates or [searched(trial) for trial in front], max_seconds, min_adv_accuracy)
+    candidates = [candidate for candidate in known if candidate.n_seeds]
+    failed = [candidate for candidate in known if candidate.n_failed and not candidate.n_seeds]
+    untrainable = {members.configuration(trials[candidate.number]) for candidate in failed}
+    left = [trial for trial in front if members.configuration(trial) not in untrainable]
+    if not candidates and not left:
+        raise InputError(f"name: {name!r} given, all of whose front failed when confirmed; accepted: another study")
+    objective = study.user_attrs.get("objective", "measured")
+    choice = choose(candidates or [searched(trial, objective) for trial in left], max_seconds, min_adv_accuracy)
     trial = trials[choice.candidate.number]
     place = location(results_dir, url)
-    basis = basis_lines(study, front, candidates, shlex.quote(name) + place)
+    tried = {members.configuration(trials[candidate.number]) for candidate in candidates}
+    missing = [trial for trial in left if members.configuration(trial) not in tried] if candidates else []
+    basis = failed_lines(failed) + basis_lines(study, front, candidates, missing, shlex.quote(name) + place)
     for line in lines(choice, study, trial, table.parent, basis):
         click.echo(line)
     click.echo(f"\nTrain it: python -m study.train {shlex.quote(name)} {trial.number}{place}")
@@ -98,58 +113,76 @@ def require_limits(max_seconds: float | None, min_adv_accuracy: float | None) ->
 
 
 def confirmed(path: Path) -> list[Candidate]:
-    """What `study.confirm` wrote of members that have a complete training; none where it wrote nothing.
+    """What `study.confirm` wrote of each member, also of one without a complete training; none where it wrote nothing.
 
     Raises:
         InputError: If the file is not one of its.
     """
-    if not path.exists():
-        return []
-    try:
-        table = pd.read_csv(path, keep_default_na=True)
-        return [_from_row(row) for row in table.to_dict("records") if row["n_seeds"]]
-    except KeyError as error:
-        raise InputError(f"{path}: no column {error}; accepted: what study.confirm writes; run it again") from None
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: {error}; accepted: what study.confirm writes; run it again") from None
+    return [_from_row(row) for row in read_confirmed(path).to_dict("records")] if path.exists() else []
 
 
 def _from_row(row: dict[str, object]) -> Candidate:
     return Candidate(
-        int(row["number"]),
-        str(row["name"]),
+        row["number"],
+        row["name"],
         row["seconds_mean"],
         (row["seconds_low"], row["seconds_high"]),
         row["adversarial_mean"],
         (row["adversarial_low"], row["adversarial_high"]),
         row["clean_mean"],
-        int(row["n_examples"]),
-        int(row["n_seeds"]),
-        (row["autoattack_mean"], row["autoattack_pgd"], int(row["n_attack_examples"])),
+        row["n_examples"],
+        row["n_seeds"],
+        (row["autoattack_mean"], row["autoattack_pgd"], row["n_attack_examples"]),
         (row["autoattack_low"], row["autoattack_high"]),
         row["front_probability"],
-        "" if pd.isna(row["gates_failed"]) else row["gates_failed"],
+        row["gates_failed"],
+        row["n_failed"],
+        row["objective"],
     )
 
 
-def searched(trial: FrozenTrial) -> Candidate:
+def searched(trial: FrozenTrial, objective: str) -> Candidate:
     """What the search itself measured: one training, judged on validation images."""
     accuracy, seconds = trial.values
     n = trial.user_attrs["n_examples"]
     none = (math.nan, math.nan)
     clean = trial.user_attrs["clean_accuracy"]
-    return Candidate(trial.number, describe(trial), seconds, none, accuracy, wilson(accuracy, n), clean, n)
+    interval = wilson(accuracy, n)
+    return Candidate(trial.number, describe(trial), seconds, none, accuracy, interval, clean, n, objective=objective)
+
+
+def failed_lines(failed: Sequence[Candidate]) -> list[str]:
+    """What became of members of which no training ran to its end."""
+    return [
+        f"#{candidate.number} {candidate.name} was left out: {failures(candidate)} when confirmed, on fresh seeds."
+        for candidate in failed
+    ]
+
+
+def failures(candidate: Candidate) -> str:
+    """How many of its trainings failed, for a sentence."""
+    n, total = candidate.n_failed, candidate.n_failed + candidate.n_seeds
+    return f"{n} of its {total} trainings failed" if candidate.n_seeds else f"all of its trainings ({n}) failed"
 
 
 def basis_lines(
-    study: optuna.Study, front: Sequence[FrozenTrial], candidates: Sequence[Candidate], this: str
+    study: optuna.Study,
+    front: Sequence[FrozenTrial],
+    candidates: Sequence[Candidate],
+    missing: Sequence[FrozenTrial],
+    this: str,
 ) -> list[str]:
-    """What the figures are, and what is missing; `this` is the study in a command."""
-    asked, ended = study.user_attrs["settings"].get("trials", 0), storage.n_finished(study)
-    found = []
+    """What the figures are, and what is missing.
+
+    Args:
+        study: The search.
+        front: Its front.
+        candidates: What was confirmed.
+        missing: Members of the front that were not.
+        this: The study in a command.
+    """
+    ended, found = storage.n_finished(study), []
     if candidates:
-        known = {candidate.number for candidate in candidates}
-        missing = [trial for trial in front if trial.number not in known]
         found.append("Figures are confirmed: fresh seeds, test images.")
         if missing:
             numbers = ", ".join(f"#{trial.number}" for trial in missing)
@@ -158,19 +191,21 @@ def basis_lines(
             )
     else:
         found.append(
-            "Nothing is confirmed: figures are the search's own, one seed each on validation images, and optimistic "
+            "Figures are not confirmed, but the search's own: one seed each on validation images, and optimistic "
             f"because the best of {ended} trials were kept. Confirm them: python -m study.confirm {this}"
         )
-    if ended < asked:
-        found.append(f"The search is unfinished: {ended} of {asked} trials have ended.")
+    if storage.is_unfinished(study):
+        found.append(
+            f"The search is unfinished: {ended} of {study.user_attrs['settings']['trials']} trials have ended."
+        )
     return found
 
 
 def choose(candidates: Sequence[Candidate], max_seconds: float | None, min_adv_accuracy: float | None) -> Choice:
     """One of the candidates.
 
-    Those that failed a gate are left out as long as others remain; but where the search's PGD was only too weak for
-    some, all are compared by their accuracy under AutoAttack.
+    Those that failed a gate or in a training are left out as long as others remain; but where the search's PGD was
+    only too weak for some, all are compared by their accuracy under AutoAttack.
 
     Raises:
         InputError: If none satisfies the limits; says what would.
@@ -179,10 +214,11 @@ def choose(candidates: Sequence[Candidate], max_seconds: float | None, min_adv_a
     pool, reasons = sound or list(candidates), []
     if sound and len(sound) < len(candidates):
         reasons.append(
-            f"{len(candidates) - len(sound)} of {len(candidates)} candidates failed a gate and were left out."
+            f"{len(candidates) - len(sound)} of {len(candidates)} candidates failed a gate or in a training "
+            "and were left out."
         )
     elif not sound:
-        reasons.append("Every candidate failed a gate, so that none was left out for it.")
+        reasons.append("Every candidate failed a gate or in a training, so that none was left out for it.")
     weak = any(candidate.failed & WEAK_PGD for candidate in pool)
     if weak:
         reasons.append(
@@ -231,19 +267,24 @@ def nothing_fits(pool: Sequence[Candidate], max_seconds: float | None, min_adv_a
     fastest = min(pool, key=lambda candidate: candidate.seconds)
     best = max(pool, key=lambda candidate: candidate.adversarial)
     if max_seconds is not None and fastest.seconds > max_seconds:
-        return f"max_seconds: {max_seconds:g} given; accepted: at least {fastest.seconds:.4g}, #{fastest.number}'s"
+        least = short(fastest.seconds, ROUND_CEILING)
+        return f"max_seconds: {max_seconds:g} given; accepted: at least {least}, #{fastest.number}'s"
     if min_adv_accuracy is not None and best.adversarial < min_adv_accuracy:
-        return (
-            f"min_adv_accuracy: {min_adv_accuracy:g} given; accepted: at most {best.adversarial:.4g}, #{best.number}'s"
-        )
+        most = short(best.adversarial, ROUND_FLOOR)
+        return f"min_adv_accuracy: {min_adv_accuracy:g} given; accepted: at most {most}, #{best.number}'s"
     enough = min(
         (candidate for candidate in pool if candidate.adversarial >= min_adv_accuracy),
         key=lambda candidate: candidate.seconds,
     )
     return (
         f"max_seconds: {max_seconds:g} given with min_adv_accuracy {min_adv_accuracy:g}; accepted: at least "
-        f"{enough.seconds:.4g}, #{enough.number}'s"
+        f"{short(enough.seconds, ROUND_CEILING)}, #{enough.number}'s"
     )
+
+
+def short(value: float, rounding: str) -> str:
+    """Four digits, rounded to the side that satisfies the limit when it is given so."""
+    return f"{float(Context(prec=4, rounding=rounding).create_decimal(repr(float(value)))):.4g}"
 
 
 def knee_text(pool: Sequence[Candidate], taken: Candidate) -> str:
@@ -268,13 +309,14 @@ def doubts(taken: Candidate, max_seconds: float | None, min_adv_accuracy: float 
         found.append(f"The interval of its accuracy under attack reaches below {min_adv_accuracy:g}.")
     if taken.gates_failed:
         found.append(f"Gates it failed: {taken.gates_failed} (gates.csv says what that means).")
+    if taken.n_failed:
+        found.append(f"{failures(taken)}: its figures are of the others (confirm/trials.csv says why they failed).")
     return found
 
 
 def lines(choice: Choice, study: optuna.Study, trial: FrozenTrial, folder: Path, basis: Sequence[str]) -> list[str]:
     """What is printed of the choice, which `trial` of the study is."""
     taken, settings = choice.candidate, study.user_attrs["settings"]
-    objective = study.user_attrs.get("objective", "measured")
     seeds = f"mean of {taken.n_seeds} seed{'s' if taken.n_seeds > 1 else ''}" if taken.autoattack else "one training"
     images = f"{taken.n_examples} {'test' if taken.autoattack else 'validation'} images"
     interval_of = "" if math.isnan(taken.adversarial_interval[0]) else "; 95 % interval, Wilson"
@@ -283,7 +325,7 @@ def lines(choice: Choice, study: optuna.Study, trial: FrozenTrial, folder: Path,
     shown = [
         f"#{taken.number} {taken.name}",
         "",
-        row("seconds", taken.seconds, taken.seconds_interval, 1, f"{objective}, {seeds}"),
+        row("seconds", taken.seconds, taken.seconds_interval, 1, f"{taken.objective}, {seeds}"),
         row(
             "adversarial accuracy",
             taken.adversarial,
@@ -308,7 +350,7 @@ def lines(choice: Choice, study: optuna.Study, trial: FrozenTrial, folder: Path,
         for name, value in chosen.items()
     ]
     weights = folder / "models" / weights_name(taken.number)
-    if weights.exists():
+    if holds_weights(weights, trial):
         shown += ["", f"Weights of the search's own training: {weights}"]
     return shown
 

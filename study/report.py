@@ -12,6 +12,7 @@ import click
 import optuna
 
 from study import cli, storage
+from study.pareto import require_own_folder
 from trainables.errors import InputError
 
 
@@ -22,12 +23,13 @@ def command(name: str, results_dir: str, url: str | None) -> int:
     from study import page  # plotly and matplotlib take seconds: a typo is answered before
 
     require_front(study)
+    require_own_folder(study, results_dir, url)
     folder = Path(results_dir) / name
     folder.mkdir(parents=True, exist_ok=True)
     page.write(study, folder)
-    settings, n = study.user_attrs["settings"], storage.n_finished(study)
-    if n < settings.get("trials", 0):
-        click.echo(f"unfinished: {n} of {settings['trials']} trials have ended")
+    if storage.is_unfinished(study):
+        asked = study.user_attrs["settings"]["trials"]
+        click.echo(f"unfinished: {storage.n_finished(study)} of {asked} trials have ended")
     for file in ("report.html", "front.png", "front.svg"):
         click.echo(folder / file)
     return 0

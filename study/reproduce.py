@@ -76,7 +76,7 @@ def resolve(given: dict[str, object]) -> ReproductionSettings:
     if name not in PAPERS:
         raise InputError(f"paper: {nearest(name, PAPERS)}")
     given = {"name": f"reproduce-{name}"} | given
-    stored = stored_settings(layered(given, None))
+    stored = stored_settings(layered(given, None), given)
     refuse_another_kind("reproduction", given["name"], stored)
     settings = layered(given, stored)
     if stored is not None and settings.seeds < stored["seeds"]:

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.table import Table
 
-from study import search, storage
+from study import images, search, storage
 from study.conduct import NOT_STORED, carry_out, command_line, say_end
 from study.papers.claims import Claim, Measured, by_seed, interval, text, verdict
 from study.papers.paper import Column, Paper, Trials, trial_configs
@@ -22,7 +22,6 @@ from study.papers.settings import ReproductionSettings
 from study.results import eps_text, is_complete, sync_models, write_tables
 from study.settings import Objective
 from study.sole_writer import SoleWriter
-from trainables import data
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.files import write_whole
@@ -39,11 +38,13 @@ def reproduce(settings: ReproductionSettings, paper: Paper) -> int:
         InputError: If the images cannot be used or the study is being run already; nothing is written then.
     """
     configs = trial_configs(paper, settings)
-    n_train = len(data.load(settings.dataset, settings.data.data_dir).train)
+    dataset, seen = images.load(settings)
+    n_train = len(dataset.train)
     for label, config in configs:
         if config.batch_size_schedule.largest > n_train:
             raise InputError(f"dataset: {n_train} training images, fewer than a batch of {label!r}; accepted: more")
-    return carry_out(settings, partial(prepare, settings, configs), configure, partial(finish, paper))
+    opened = partial(images.kept, seen, partial(prepare, settings, configs))
+    return carry_out(settings, opened, configure, partial(finish, paper))
 
 
 def prepare(settings: ReproductionSettings, configs: list[tuple[str, TrialConfig]]) -> optuna.Study:

@@ -6,6 +6,7 @@ import platform
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from study.front import hypervolume, non_dominated
 from study.settings import Objective, StudySettings
 from study.storage import redacted
 from trainables import stores
+from trainables.errors import InputError
 from trainables.files import write_whole
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "numpy", "scikit-learn")
@@ -65,7 +67,7 @@ def gain_per_hour(trials: list[FrozenTrial]) -> float | None:
 
     As it was when the newest trial was proposed; None where the sampler does not tell.
     """
-    proposed = [trial for trial in trials if "config" in trial.user_attrs and not trial.user_attrs.get("label")]
+    proposed = [trial for trial in trials if not trial.user_attrs.get("label")]
     return proposed[-1].user_attrs.get("expected_gain_per_hour") if proposed else None
 
 
@@ -193,8 +195,61 @@ def holds_weights(path: Path, trial: FrozenTrial) -> bool:
     try:
         with safe_open(path, "numpy") as file:
             return json.loads(file.metadata()["config"]) == trial.user_attrs["config"]
-    except (FileNotFoundError, SafetensorError):
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError):  # TypeError: a file without metadata
         return False
+
+
+# The columns that study.confirm writes, and what they hold; study/confirmation.py says what they are.
+CONFIRMED = {"number": int, "name": str, "role": str, "n_seeds": int, "n_failed": int, "n_examples": int}
+CONFIRMED |= {"n_attack_examples": int, "objective": str}
+CONFIRMED |= {
+    f"{quantity}_{what}": float
+    for quantity in ("clean", "adversarial", "autoattack", "seconds")
+    for what in ("mean", "std", "low", "high")
+}
+CONFIRMED |= {"autoattack_pgd": float, "front_probability": float, "gates_failed": str}
+CONFIRMED |= {"searched_adversarial": float, "searched_seconds": float}
+GATES = {"number": int, "name": str, "gate": str, "passed": bool, "figure": float, "threshold": float}
+GATES |= {"unit": str, "text": str}
+
+
+def read_confirmed(path: Path) -> pd.DataFrame:
+    """confirmed.csv; NaN where a number is empty.
+
+    Raises:
+        InputError: If it is not as study.confirm writes it.
+    """
+    table = read_written(path, CONFIRMED)
+    unknown = set(table["objective"]) - set(get_args(Objective))
+    if unknown:
+        raise InputError(f"{path}: objective {unknown.pop()!r}; accepted: what study.confirm writes; run it again")
+    return table
+
+
+def read_gates(path: Path) -> pd.DataFrame:
+    """gates.csv.
+
+    Raises:
+        InputError: If it is not as study.confirm writes it.
+    """
+    return read_written(path, GATES)
+
+
+def read_written(path: Path, columns: dict[str, type]) -> pd.DataFrame:
+    """Raises:
+    InputError: If a column is missing, or holds something else.
+    """
+    accepted = "accepted: what study.confirm writes; run it again"
+    texts = [column for column, kind in columns.items() if kind is str]
+    try:
+        # A label may be `None`, or `0010`: only an empty cell is none, and text stays text.
+        table = pd.read_csv(path, dtype=columns, keep_default_na=False, na_values=[""])
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: {error}; {accepted}") from None
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise InputError(f"{path}: no column {missing[0]!r}; {accepted}")
+    return table.fillna(dict.fromkeys(texts, ""))
 
 
 def write_tables(study: Study, folder: Path) -> None:
@@ -205,13 +260,17 @@ def write_tables(study: Study, folder: Path) -> None:
 
 
 def write_study_json(
-    settings: StudySettings, folder: Path, ray_resources: dict[str, float], objective: Objective
+    settings: StudySettings,
+    folder: Path,
+    ray_resources: dict[str, float],
+    objective: Objective,
+    images: dict[str, str] | None = None,
 ) -> None:
-    """Settings, versions and hardware; never a password."""
+    """Settings, versions, hardware and the images' fingerprints, where they are known; never a password."""
     content = {
         "settings": settings.model_dump(mode="json") | {"storage": redacted(settings.storage_url)},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "ray_resources": ray_resources},
         "objective": objective,
-    }
+    } | ({"images": images} if images else {})
     write_whole(folder / "study.json", (json.dumps(content, indent=2) + "\n").encode())

@@ -350,7 +350,7 @@ def run(
         objective: Which seconds are the objective.
 
     Returns:
-        "finished", "too little gain", "interrupted" or "timeout".
+        "finished", `storage.TOO_LITTLE_GAIN`, "interrupted" or "timeout".
 
     Raises:
         InputError: If the space turned out to yield a configuration that is not accepted.

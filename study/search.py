@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 from sqlalchemy.exc import SQLAlchemyError
 
 from study import calibration, storage
-from study.results import describe
+from study.results import describe, gain_per_hour
 from study.sampling import FrontSampler
 from study.settings import Objective, StudySettings
 from study.spaces import Space
@@ -193,8 +193,10 @@ class StudySearch(Searcher):
         until_gain: float | None = None,
     ) -> None:
         super().__init__()
-        self.until_gain, self.gain_per_hour = until_gain, None
         self.study, self.configure = study, configure
+        known = study.get_trials(deepcopy=False)
+        waits = any(trial.state is TrialState.WAITING for trial in known)  # what was begun is to end
+        self.until_gain, self.gain_per_hour = until_gain, None if waits else gain_per_hour(known)
         self.n_trials, self.n_concurrent, self.retries = n_trials, n_concurrent, retries
         self.worker_config, self.on_told = worker_config, on_told
         self.objective, self.stop_rule = objective, stop_rule
@@ -232,7 +234,7 @@ class StudySearch(Searcher):
     @property
     def ending(self) -> str:
         """Why there is nothing more to hand out, as `runner.run` says it."""
-        return "finished" if self.n_ended >= self.n_trials else "too little gain"
+        return "finished" if self.n_ended >= self.n_trials else storage.TOO_LITTLE_GAIN
 
     def gains_too_little(self) -> bool:
         """Whether the newest proposal was expected to add less to the hypervolume than the study goes on for."""

@@ -42,7 +42,7 @@ class StudySettings(Frozen):
     stop_early: bool = False
     max_trial_seconds: PositiveFloat | None = None  # with sampler `front`, as the next two
     warm_start: str | None = None  # name of an earlier study
-    until_gain: PositiveFloat | None = None  # of the hypervolume, per device-hour
+    until_gain: Annotated[float, Field(ge=0)] | None = None  # of the hypervolume, per device-hour; 0: never
     seed: Annotated[int, Field(ge=0, lt=2**31 - 1_000_000)] = 0
     retries: Annotated[int, Field(ge=0, le=1000)] = 3
     epoch_timeout: Annotated[float, Field(gt=0, le=1e9)] = 3600.0  # seconds
@@ -106,7 +106,7 @@ class StudySettings(Frozen):
     @property
     def identity(self) -> dict[str, object]:
         """The settings that must stay the same while a study goes on."""
-        return self.model_dump(mode="json", exclude=RUN_SETTINGS)
+        return normalised(self.model_dump(mode="json", exclude=RUN_SETTINGS))
 
 
 def from_layers(
@@ -125,7 +125,9 @@ def from_layers(
         raise InputError(f"DEFAULTS: {nearest(unknown[0], kind.model_fields)}")
     kept = dict(stored or {})
     if given.get("sampler", "front") != "front":  # another one than before is not steered any more
-        kept = {field: value for field, value in kept.items() if field not in ONLY_FRONT}
+        kept, defaults = (
+            {field: value for field, value in layer.items() if field not in ONLY_FRONT} for layer in (kept, defaults)
+        )
     try:
         settings = kind(**{**defaults, **kept, **given})
         if settings.depth is not None:
@@ -139,6 +141,12 @@ def from_layers(
     return settings
 
 
+def normalised(settings: dict[str, object]) -> dict[str, object]:
+    """A space of the user's own is the file's name; where the file lies may change."""
+    space = str(settings.get("space", ""))
+    return settings | ({"space": Path(space).name} if space.endswith(".py") else {})
+
+
 def refuse_differences(settings: StudySettings, stored: dict[str, object]) -> None:
     """Raises:
     InputError: If the study was made with other settings; names each, both values.
@@ -146,7 +154,7 @@ def refuse_differences(settings: StudySettings, stored: dict[str, object]) -> No
     differing = [
         f"{field} {value!r} (the study has {stored[field]!r})"
         for field, value in settings.identity.items()
-        if field in stored and value != stored[field]
+        if field in stored and value != normalised(stored)[field]
     ]
     if differing:
         raise InputError(

@@ -1,6 +1,7 @@
 """Search spaces: found by name or path, tried out before a study starts, turned into trial configurations."""
 
 import importlib.util
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from trainables.config import TrialConfig, trial_config
 from trainables.errors import InputError, nearest
 
 N_TRIED = 50  # random draws from a space before a study starts
-MAX_LABEL = 80  # characters: a label is part of file names
+MAX_LABEL = 80  # bytes: a label is part of file names
 PLAIN = (type(None), bool, int, float, str)  # what a database gives back as it was
 PLAIN_NAMES = ("None", "bool", "int", "float", "str")
 
@@ -61,13 +62,16 @@ def load(name_or_path: str) -> Space:
         if not isinstance(value, dict):
             raise InputError(f"{field}: {type(value).__name__} given in {path}; accepted: a dict")
     for label, params in baselines.items():
-        if not isinstance(label, str) or not 0 < len(label) <= MAX_LABEL:
-            raise InputError(f"BASELINES: label {label!r:.60} given in {path}; accepted: 1 to {MAX_LABEL} characters")
+        if not isinstance(label, str) or not 0 < len(label.encode(errors="replace")) <= MAX_LABEL:
+            accepted = f"1 to {MAX_LABEL} characters (bytes in UTF-8)"
+            raise InputError(f"BASELINES: label {label!r:.60} given in {path}; accepted: {accepted}")
         if not isinstance(params, dict):
             raise InputError(
                 f"BASELINES: {label!r} is {type(params).__name__} in {path}; accepted: a dict of parameters"
             )
         for field, value in params.items():
+            if not isinstance(field, str):
+                raise InputError(f"BASELINES: {label!r}: parameter {field!r} given; accepted: a field's name")
             if type(value) not in PLAIN:
                 raise InputError(f"BASELINES: {label!r}: {field}: {value!r} given; accepted: {', '.join(PLAIN_NAMES)}")
     return Space(path, function, baselines, defaults)
@@ -76,6 +80,7 @@ def load(name_or_path: str) -> Space:
 def _execute(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"space_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look for it there
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:

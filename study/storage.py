@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import optuna
@@ -59,6 +60,9 @@ def cause(error: Exception) -> str:
     return str(getattr(root, "orig", None) or root).strip().splitlines()[0]
 
 
+TOO_LITTLE_GAIN = "too little gain"  # how a study ends that goes on until a gain
+
+
 def _sqlite_file(url: str) -> Path | None:
     """The file of a SQLite URL; None for other databases and for what is no URL."""
     try:
@@ -72,9 +76,11 @@ def _sqlite_file(url: str) -> Path | None:
 
 def require_folder(url: str) -> None:
     """Raises:
-    InputError: If the URL is of a SQLite file in a folder that does not exist.
+    InputError: If the URL is of a SQLite file in a folder that does not exist, or of none at all.
     """
     file = _sqlite_file(url)
+    if file is None and url.startswith("sqlite"):
+        raise InputError(f"storage: {url} given, which is gone when the study ends; accepted: a file, or a database")
     if file is not None and not file.parent.is_dir():
         raise InputError(f"storage: {redacted(url)} given, no such folder: {file.parent}; accepted: one that exists")
 
@@ -105,10 +111,14 @@ def named(name: str, results_dir: str, url: str | None, field: str = "name") -> 
 
     Raises:
         InputError: If there is none, with the nearest name; or if it was not made by `study.pareto`, but by
-            `study.reproduce` or another program.
+            `study.confirm`, `study.reproduce` or another program.
     """
     file = Path(results_dir) / name / "study.db"
-    if url is None and not file.exists():
+    try:
+        found = file.exists()
+    except OSError as error:
+        raise InputError(f"{field}: {name!r:.60} given ({error.strerror}); accepted: a study's name") from None
+    if url is None and not found:
         made = sorted(path.parent.name for path in Path(results_dir).glob("*/study.db"))
         raise InputError(
             f"{field}: {nearest(name, made)}" if made else f"{field}: {name!r}; accepted: none yet in {results_dir}"
@@ -117,10 +127,26 @@ def named(name: str, results_dir: str, url: str | None, field: str = "name") -> 
     study = existing(location, name)
     if study is None:
         made = optuna.get_all_study_names(from_url(location)) if _has_studies(location) else []
+        if url is None and made:
+            raise InputError(f"{field}: {file.parent} holds study {made[0]!r}; accepted: a folder of that name")
         raise InputError(f"{field}: {nearest(name, made)}" if made else f"{field}: {name!r}; accepted: none yet there")
-    if "paper" in study.user_attrs.get("settings", {"paper": ""}) or not made_here(study):
+    settings = study.user_attrs.get("settings", {"paper": ""})
+    if "search" in settings:
+        raise InputError(f"{field}: {name!r} is a confirmation; accepted: the search {settings['search']!r}")
+    if "paper" in settings or not made_here(study):
         raise InputError(f"{field}: {name!r} was not made by study.pareto; accepted: a study that was")
     return study
+
+
+def settings_of(study: optuna.Study | None, given: Mapping[str, object]) -> dict[str, object] | None:
+    """What the study was made with; None where there is none yet.
+
+    Where its images are known by their fingerprints, `data_dir` is but a place: the one that is `given` now counts.
+    """
+    stored = None if study is None else study.user_attrs.get("settings")
+    if stored is not None and "images" in study.user_attrs and "data_dir" in given:
+        return stored | {"data_dir": given["data_dir"]}
+    return stored
 
 
 def made_here(study: optuna.Study) -> bool:
@@ -131,6 +157,12 @@ def made_here(study: optuna.Study) -> bool:
 def _has_studies(url: str) -> bool:
     file = _sqlite_file(url)
     return file is None or file.exists()
+
+
+def is_unfinished(study: optuna.Study) -> bool:
+    """Whether fewer trials have ended than were asked for, and not because a further one promised too little."""
+    asked = study.user_attrs.get("settings", {}).get("trials", 0)
+    return n_finished(study) < asked and study.user_attrs.get("ending") != TOO_LITTLE_GAIN
 
 
 def n_finished(study: optuna.Study) -> int:

@@ -4,6 +4,7 @@ Without --seed the trial's own seed is used. Accuracies are on validation images
 """
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import optuna
 from study import cli, members, storage
 from study.settings import StudySettings
 from trainables.errors import InputError
+from trainables.files import PARTIAL
 
 
 @click.command(name="train", help=__doc__)
@@ -27,17 +29,14 @@ def command(
     study = storage.named(name, results_dir, url)
     (member,) = members.members_numbered(study.get_trials(deepcopy=False), [number], "number")
     path = Path(out or f"{name}-{number:04d}.safetensors")
-    if path.exists():
-        raise InputError(f"out: {path} exists; accepted: a new file")
-    if not path.parent.is_dir():
-        raise InputError(f"out: {path} given; accepted: a file in a folder that exists")
+    require_new(path)
     stored = study.user_attrs["settings"] | ({"data_dir": data_dir} if data_dir else {})
     settings = StudySettings(**{field: stored[field] for field in StudySettings.model_fields if field in stored})
     from trainables import single  # torch takes seconds: a typo is answered before
     from trainables.trial import Diverged
 
     try:
-        single.train(
+        written = single.train(
             member.config if seed is None else member.with_seed(seed),
             settings.data,
             settings.evaluation,
@@ -48,8 +47,25 @@ def command(
     except Diverged as error:
         click.echo(f"error: diverged: {error}", err=True)
         return 1
-    click.echo(path)
+    if written != path:
+        click.echo(f"{path} has appeared meanwhile and is left as it is; the weights are in")
+    click.echo(written)
     return 0
+
+
+def require_new(path: Path) -> None:
+    """Raises:
+    InputError: If there is such a file, or none can be made there.
+    """
+    try:
+        if path.exists():
+            raise InputError(f"out: {path} exists; accepted: a new file")
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", suffix=PARTIAL):
+            pass  # as the weights will be written, after the training
+    except OSError as error:
+        raise InputError(
+            f"out: {str(path)!r:.200} given ({error.strerror}); accepted: a file in a folder that can be written"
+        ) from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -149,11 +149,6 @@ class TrialConfig(Frozen):
                 f"eval_statistics: 'batch' given with norm {self.norm!r}; accepted: 'population', "
                 "or norm 'batchnorm' or 'robustnorm'"
             )
-        if self.training == "static" and self.norm == "fixup":
-            raise ValueError(
-                "training: 'static' given with norm 'fixup', whose untrained logits do not depend on the image: "
-                "no attack could be crafted; accepted: another norm, or another training"
-            )
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: True given with momentum 0; accepted: False, or momentum above 0")
         return self
@@ -255,6 +250,20 @@ def trial_config(params: dict[str, object]) -> TrialConfig:
         InputError: One line that names the field, what was given and what is accepted.
     """
     try:
-        return TrialConfig(**nest(params))
+        config = TrialConfig(**nest(params))
     except ValidationError as error:
         raise InputError(one_line(error)) from None
+    require_craftable(config)
+    return config
+
+
+def require_craftable(config: TrialConfig) -> None:
+    """Raises:
+    InputError: If images are to be crafted against initial weights whose logits do not depend on the image. (No rule of
+        TrialConfig: studies hold such trials that were trained before it was one.)
+    """
+    if config.training == "static" and config.norm == "fixup":
+        raise InputError(
+            "training: 'static' given with norm 'fixup', whose untrained logits do not depend on the image: "
+            "no attack could be crafted; accepted: another norm, or another training"
+        )

@@ -1,6 +1,7 @@
 """One training from its first epoch to its last, without a study around it."""
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -17,10 +18,13 @@ def train(
     path: Path,
     say: Callable[[str], None],
     n_threads: int,
-) -> None:
+) -> Path:
     """Train on the GPU where there is one, with a line for each epoch, and write the weights to `path`.
 
     As many threads as the search's trials had make the same numbers on a CPU of the same kind.
+
+    Returns:
+        Where the weights are: beside `path`, where another file has appeared there meanwhile.
 
     Raises:
         Diverged: If the loss or a weight is not finite at an epoch's end; nothing is written then.
@@ -37,4 +41,21 @@ def train(
                 f"epoch {row['epoch']} of {config.epochs}: {row['train_seconds']:.1f} s, loss {row['train_loss']:.3f}, "
                 f"clean {row['clean_accuracy']:.3f}, adversarial {row['adversarial_accuracy']:.3f}"
             )
-    trial.save_weights(path)
+    free = taken(path)
+    try:
+        trial.save_weights(free)
+    except BaseException:
+        free.unlink()
+        raise
+    return free
+
+
+def taken(path: Path) -> Path:
+    """A new empty file: `path`, or where there is one, the first free of `name-2.suffix`, `name-3.suffix`, ..."""
+    for number in count(1):
+        place = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
+        try:
+            place.touch(exist_ok=False)
+            return place
+        except FileExistsError:
+            continue

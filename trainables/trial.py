@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trainables import adversarial, batch_schedules, engine, lr_schedules, probes, timing
 from trainables.attacks import ContinuousPgd, accuracy, fgsm, fraction, pgd, robust_accuracy
-from trainables.config import EvalConfig, TrialConfig
+from trainables.config import EvalConfig, TrialConfig, require_craftable
 from trainables.cuda_graphs import Graphs
 from trainables.data import Dataset, Split, to_float
 from trainables.errors import InputError
@@ -49,8 +49,8 @@ class Trial:
         shares_device: Whether others use a GPU at the same time, so that cuDNN must not time its kernels.
 
     Raises:
-        InputError: If a batch is larger than the training set, or the evaluation attacks initial weights whose logits
-            do not depend on the image.
+        InputError: If a batch is larger than the training set, or images are to be attacked with initial weights whose
+            logits do not depend on the image.
     """
 
     def __init__(
@@ -364,6 +364,7 @@ class Trial:
 
 
 def require_fitting(config: TrialConfig, dataset: Dataset, evaluation: EvalConfig) -> None:
+    require_craftable(config)
     largest, there_are = config.batch_size_schedule.largest, len(dataset.train)
     if largest > there_are:
         raise InputError(

@@ -48,7 +48,9 @@ def test_what_was_never_measured_takes_as_long_as_its_passes_over_the_network_su
     assert calibration.expected_seconds(free, 96, GPU) == 4 * natural
     nearer = GPU | {"resnet8 fixup tf32 pgd 3": {"32": 5.0}}
     assert calibration.expected_seconds(pgd, 96, nearer) == 3 * 3 * 5.0 * 8 / 4
-    assert calibration.expected_seconds(CONFIG.model_copy(update={"depth": 14}), 96, GPU) is None
+    deeper = CONFIG.model_copy(update={"depth": 14})  # twice the blocks
+    assert calibration.expected_seconds(deeper, 96, GPU) == 2 * natural
+    assert calibration.expected_seconds(deeper, 96, {}) is None
 
 
 def test_crafting_comes_before_the_steps_of_static_training():

@@ -66,6 +66,8 @@ def test_configurations_that_differ_by_their_seed_alone_are_trained_once(tmp_pat
     add(study, 0.6, 30.0, batch=32)  # on the front as well; trial 2 stands for it
     assert [member.number for member in members.default_members(study.trials)] == [2, 1, 0]
 
+    assert [member.number for member in members.members_numbered(study.trials, [4, 1, 2, 1])] == [4, 1]
+
 
 @pytest.mark.parametrize("search_seed", [0, 7, 2**31 - 1_000_001])
 def test_seeds_are_ones_that_no_trial_of_the_search_can_have(search_seed):
@@ -270,8 +272,32 @@ def test_other_settings_than_the_confirmations_are_refused(made):
     searched, _, settings, _ = made
     with pytest.raises(InputError, match=r"attack_examples 7 \(the study has 50\)"):
         confirm.resolve(searched, {"results_dir": settings.results_dir, "attack_examples": 7})
-    with pytest.raises(InputError, match="concurrent 2"):
-        confirm.resolve(searched, {"results_dir": settings.results_dir, "concurrent": 2})
+    for field, value in [("concurrent", 2), ("cpus_per_trial", 2.0), ("gpus_per_trial", 1.0)]:
+        with pytest.raises(InputError, match=f"{field} {value}"):
+            confirm.resolve(searched, {"results_dir": settings.results_dir, field: value})
+
+
+def test_what_a_confirmation_inherits_stays_when_the_search_goes_on_otherwise(made):
+    searched, _, settings, _ = made
+    searched.set_user_attr("settings", searched.user_attrs["settings"] | {"cpus_per_trial": 2.0})
+    again = confirm.resolve(searched, {"results_dir": settings.results_dir})
+    assert (again.cpus_per_trial, again.gpus_per_trial) == (1.0, None)
+
+
+def test_a_confirmation_of_an_earlier_search_of_that_name_is_refused_before_anything_is_trained(made, tmp_path, capsys):
+    searched, study, settings, _ = made
+    confirmation.require_same_search(settings, searched)
+    url = f"sqlite:///{tmp_path / 'mine' / 'study.db'}"
+    for again in (lambda new: None, lambda new: [add(new, 0.1 * i, i, batch=16) for i in (1, 2, 3)]):
+        optuna.delete_study(storage=url, study_name="mine")
+        new = storage.open_study(storage.from_url(url), "mine")
+        new.set_user_attr("settings", SETTINGS)
+        add(new, 0.4, 20.0)
+        again(new)
+        assert confirm.main(["mine", "--results-dir", str(tmp_path)]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: name: the confirmation in ") and "its #1 has another" in err
+    assert len(study.get_trials()) == 4
 
 
 # Mistakes
@@ -302,6 +328,7 @@ def another_version(folder):
         (search, ["mine", "--members", "1,x"], "'1,x' is not a list of trial numbers"),
         (search, ["mine", "--members", "3"], "members: 3 given; accepted: complete trials, such as those of the front"),
         (search, ["mine", "--gpus-per-trial", "0.5"], "gpus_per_trial: 0.5 given; accepted: 0, or whole GPUs"),
+        (search, ["mine", "--gpus-per-trial", "1.5"], "gpus_per_trial: 1.5 given; accepted: 0, or whole GPUs"),
         (search, ["mine", "--attack-examples", "0"], "attack_examples: 0 given"),
         (search, ["mine", "--address", "localhost:1"], "address: 'localhost:1' given"),
     ],

@@ -1,6 +1,8 @@
 """The search as a user meets it: a real study through Ray, its files, and mistakes on the command line."""
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from study import conduct, pareto, reproduce, spaces, storage, train
 from study.front import non_dominated
 from study.settings import StudySettings
 from trainables import data
+from trainables.errors import InputError
 from trainables.trial import load_model
 
 ROOT = Path(__file__).parents[2]
@@ -226,6 +229,7 @@ def space(trial):
         (["--dataset", "imagefolder", "--data-dir", "no/such/folder"], "no/such/folder"),
         (["--storage", "postgresql://me:secret@127.0.0.1:1/db"], "storage: postgresql://me:***@127.0.0.1:1/db"),
         (["--storage", "nonsense"], "storage: "),
+        (["--storage", "sqlite://"], "storage: sqlite:// given, which is gone when the study ends"),
         (["--warm-start", "nobody"], "warm_start: 'nobody'; accepted: none yet in results"),
         (["--storage", "postgresql://me:secret@host:port/db"], "storage: (not a URL)"),
         (["--storage", "sqlite:///no/such/folder/x.db"], "no such folder: no/such/folder"),
@@ -317,23 +321,78 @@ def test_another_programs_study_is_not_taken_over(directions, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("main", "command", "stored", "held"),
+    ("main", "command", "stored", "line"),
     [
-        (pareto.main, [], {"paper": "accelat"}, "reproduction"),
-        (pareto.main, ["quickstart"], {"paper": "accelat"}, "reproduction"),
-        (pareto.main, [], {"search": "quickstart"}, "confirmation"),
-        (reproduce.main, ["accelat"], {"space": "quickstart"}, "search"),
-        (reproduce.main, ["accelat"], {"search": "quickstart"}, "confirmation"),
+        (pareto.main, [], {"paper": "accelat"}, "name: 'mine' holds a reproduction; accepted: a new --name"),
+        (
+            pareto.main,
+            ["quickstart"],
+            {"paper": "accelat"},
+            "name: 'mine' holds a reproduction; accepted: a new --name",
+        ),
+        (reproduce.main, ["accelat"], {"space": "quickstart"}, "name: 'mine' holds a search; accepted: a new --name"),
+        (pareto.main, [], {"search": "theirs"}, "name: 'mine' is a confirmation; accepted: the search 'theirs'"),
+        (reproduce.main, ["accelat"], {"search": "theirs"}, "name: 'mine' is a confirmation; accepted: .*"),
     ],
 )
-def test_a_study_of_another_kind_is_not_taken_over(main, command, stored, held, tmp_path, capsys):
+def test_a_study_of_another_kind_is_not_taken_over(main, command, stored, line, tmp_path, capsys):
     url = f"sqlite:///{tmp_path / 'study.db'}"
     theirs = storage.open_study(storage.from_url(url), "mine")
     theirs.set_user_attr("settings", {"name": "mine"} | stored)
     folder = tmp_path / "results"
     assert main([*command, "--name", "mine", "--results-dir", str(folder), "--storage", url]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == f"error: name: 'mine' holds a {held}; accepted: a new --name"
+    assert re.fullmatch(f"error: {line}", capsys.readouterr().err.splitlines()[-1])
     assert not folder.exists()
+
+
+def made(settings: StudySettings) -> None:
+    """A study without trials, as one that was interrupted at once."""
+    settings.folder.mkdir(parents=True)
+    conduct.open_study(settings, spaces.load(settings.space), 1000)
+
+
+def test_a_study_to_start_from_may_go_and_is_never_the_study_itself(tmp_path, capsys):
+    given = {"results_dir": str(tmp_path), "name": "new"}
+    for name, warm_start in (("old", None), ("new", "old")):
+        made(StudySettings(name=name, results_dir=str(tmp_path), eps=0.1, warm_start=warm_start))
+    assert pareto.resolve(given)[0].warm_start == "old"
+    shutil.rmtree(tmp_path / "old")
+    assert pareto.resolve(given)[0].warm_start is None
+    assert "'old' is gone" in capsys.readouterr().err
+    with pytest.raises(InputError, match="warm_start: 'old'; accepted: new"):
+        pareto.resolve(given | {"warm_start": "old"})
+    with pytest.raises(InputError, match="warm_start: 'new' given, the study itself"):
+        pareto.resolve(given | {"warm_start": "new"})
+
+
+def test_a_study_of_the_users_own_space_goes_on_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    file = tmp_path / "there" / "mine.py"
+    file.write_text(Path(spaces.load("quickstart").path).read_text())
+    monkeypatch.chdir(tmp_path)
+    given = {"results_dir": str(tmp_path / "results")}
+    settings, _ = pareto.resolve(given | {"space": "there/mine.py"})
+    made(settings)
+    for space in ("there/mine.py", "./there/mine.py", str(file)):
+        assert pareto.resolve(given | {"space": space})[0].space == str(file)
+    monkeypatch.chdir(tmp_path / "there")
+    assert pareto.resolve(given | {"name": "mine"})[1].path == file
+    file.rename(tmp_path / "mine.py")
+    assert pareto.resolve(given | {"space": "../mine.py"})[0].space == str(tmp_path / "mine.py")
+    with pytest.raises(InputError, match="other settings: space 'quickstart'"):
+        pareto.resolve(given | {"space": "quickstart", "name": "mine"})
+
+
+def test_a_confirmation_is_neither_continued_nor_learned_from(tmp_path, capsys):
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    study = storage.open_study(storage.from_url(url), "mine-confirm")
+    study.set_user_attr("settings", {"name": "mine-confirm", "search": "mine", "space": ""})
+    given = ["--results-dir", str(tmp_path / "results"), "--storage", url]
+    for option, field in [("--name", "name"), ("--warm-start", "warm_start")]:
+        assert pareto.main([*given, option, "mine-confirm"]) == 2
+        expected = f"error: {field}: 'mine-confirm' is a confirmation; accepted: the search 'mine'\n"
+        assert capsys.readouterr().err == expected
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_a_mistake_before_anything_is_written(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,9 @@
 """Which configuration is named, and that the command that is printed trains it."""
 
+import errno
+import io
 import math
+import re
 import shlex
 import time
 
@@ -9,11 +12,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.trial import TrialState
 
-from study import confirm, members, recommend, train
+from study import confirm, members, recommend, storage, train
 from study.recommend import Candidate, choose
 from tests.study import synthetic
-from tests.study.test_confirm import another_version, made, no_front, search  # noqa: F401 (made: a fixture)
+from tests.study.test_confirm import add, another_version, made, no_front, search, trained  # noqa: F401 (made: a fixture)
 from trainables.errors import InputError
 from trainables.trial import Trial, load_model
 
@@ -74,6 +78,17 @@ def test_limits_that_nothing_satisfies_are_answered_with_what_would(max_seconds,
         choose(FRONT, max_seconds, min_accuracy)
 
 
+@given(st.floats(1e-3, 1), st.floats(1e-3, 1e6))
+def test_a_limit_that_is_named_as_accepted_is(accuracy, seconds):
+    only = [candidate(1, accuracy, seconds)]
+    for field, limits in [("max_seconds", (seconds / 2, None)), ("min_adv_accuracy", (None, accuracy + 0.1))]:
+        with pytest.raises(InputError, match=field) as error:
+            choose(only, *limits)
+        named = float(re.search(r"at (?:least|most) ([^,]+), #1's", str(error.value)).group(1))
+        assert choose(only, *((named, None) if field == "max_seconds" else (None, named))).candidate is only[0]
+        assert named == pytest.approx(seconds if field == "max_seconds" else accuracy, rel=2e-3)
+
+
 def test_members_that_failed_a_gate_are_left_out_while_others_remain():
     tainted = [candidate(1, 0.2, 5.0), candidate(2, 0.45, 10.0, gates_failed="square")]
     choice = choose(tainted, 50.0, None)
@@ -112,7 +127,7 @@ def test_without_confirmation_the_searchs_figures_are_given_as_such(tmp_path, ca
     search(tmp_path)
     out = printed(capsys, ["mine", "--results-dir", str(tmp_path), "--max-seconds", "12"])
     assert out.startswith("#1 batchnorm 128\n") and "0.500 [0.377, 0.623]" in out  # Wilson's, of 30 of 60
-    assert "Nothing is confirmed" in out and "60 validation images" in out
+    assert "Figures are not confirmed" in out and "60 validation images" in out
     assert f"study.confirm mine --results-dir {tmp_path}" in out
 
 
@@ -129,19 +144,73 @@ def test_confirmed_figures_count_where_there_are_some(made, tmp_path, capsys):  
     accuracy = (sum(masks[1, 0]) + sum(masks[1, 1])) / 18
     assert out.startswith("#1 batchnorm 128\n") and f"{accuracy:.3f} [0.000, 1.000]" in out
     assert "Figures are confirmed" in out and "mean of 2 seeds" in out and "9 test images" in out
-    assert "AutoAttack" in out and "Nothing is confirmed" not in out
+    assert "AutoAttack" in out and "Figures are not confirmed" not in out
+
+
+def confirmed_anew(folder, searched, kept):
+    """A confirmation of trials 1 and 2 by 5 seeds each, of which as many as `kept` says per trial do not fail."""
+    from rich.console import Console
+
+    from study import confirmation
+
+    settings = confirm.resolve(searched, {"results_dir": str(folder), "seeds": 5})
+    settings.folder.mkdir()
+    chosen = members.members_numbered(searched.trials, [1, 2])
+    study = confirmation.prepare(settings, chosen)
+    left = dict(kept)
+    for seed in members.fresh_seeds(3, 5):
+        for number in (1, 2):
+            if left[number]:
+                mask = [1, 1, 1, 1, 0] if number == 1 else [1, 0, 0, 0, 0]
+                trained(study, settings, number, seed, mask, 10.0 / number)
+                left[number] -= 1
+            else:
+                study.tell(study.ask(), state=TrialState.FAIL)
+    said = io.StringIO()
+    confirmation.finish(searched, study, settings, Console(file=said, width=200), "finished")
+    return said.getvalue()
+
+
+def test_a_configuration_whose_trainings_failed_is_left_out_like_one_that_failed_a_gate(tmp_path, capsys):
+    said = confirmed_anew(tmp_path, search(tmp_path), {1: 1, 2: 5})
+    assert "#1 batchnorm 128: 4 of 5 trainings failed; its figures are of the others." in said
+    assert "All gates passed, by the trainings that did not fail." in said
+    out = printed(capsys, ["mine", "--results-dir", str(tmp_path)])
+    assert out.startswith("#2 ") and "1 of 2 candidates failed a gate or in a training and were left out" in out
+
+
+def test_where_all_candidates_had_failures_those_of_the_chosen_are_named(tmp_path, capsys):
+    confirmed_anew(tmp_path, search(tmp_path), {1: 1, 2: 4})
+    out = printed(capsys, ["mine", "--results-dir", str(tmp_path), "--min-adv-accuracy", "0.7"])
+    assert out.startswith("#1 ") and "mean of 1 seed" in out and "4 of its 5 trainings failed" in out
+
+
+def test_a_configuration_whose_trainings_all_failed_is_never_recommended(tmp_path, capsys):
+    confirmed_anew(tmp_path, search(tmp_path), {1: 0, 2: 0})
+    given = ["mine", "--results-dir", str(tmp_path)]
+    assert recommend.main(given) == 2
+    assert "name: 'mine' given, all of whose front failed when confirmed" in capsys.readouterr().err
+    add(storage.named("mine", str(tmp_path), None), 0.6, 50.0, batch=16)
+    out = printed(capsys, given)
+    assert out.startswith("#4 ") and "#1 batchnorm 128 was left out: all of its trainings (5) failed" in out
+    assert "Figures are not confirmed" in out
 
 
 def test_members_without_confirmation_are_named(made, tmp_path, capsys):  # noqa: F811
     from study import confirmation
-    from tests.study.test_confirm import add
 
     searched, study, settings, _ = made
     add(searched, 0.9, 90.0, batch=16)
+    searched.set_user_attr("objective", "calibrated")
     table = confirmation.confirmed_frame(study.trials, searched.trials, {})
     table.to_csv(tmp_path / "mine" / "confirmed.csv", index=False)
     out = printed(capsys, ["mine", "--results-dir", str(tmp_path)])
     assert "1 of 3 members of the front are not confirmed and were left out: #4." in out
+    add(searched, 0.8, 80.0)  # trial 1 with another seed, which was confirmed with fresh ones
+    assert "1 of 4 members of the front are not confirmed and were left out: #4." in printed(
+        capsys, ["mine", "--results-dir", str(tmp_path)]
+    )
+    assert "measured, mean of 2 seeds" in out and "calibrated" not in out  # the confirmation's seconds
 
 
 def test_an_unfinished_study_works_and_says_so(tmp_path, capsys):
@@ -180,7 +249,7 @@ def test_a_study_that_cannot_be_used_gets_one_line_and_status_2(command, make, n
         (search, ["--max-seconds", "nan"], "max_seconds: nan given"),
         (search, ["--max-seconds", "0"], "max_seconds: 0.0 given"),
         (search, ["--min-adv-accuracy", "40"], "min_adv_accuracy: 40.0 given; accepted: a fraction"),
-        (foreign_table, [], "confirmed.csv: no column 'n_seeds'"),
+        (foreign_table, [], "confirmed.csv: no column 'name'"),
     ],
 )
 def test_a_mistake_gets_one_line_and_status_2(make, arguments, message, tmp_path, capsys):
@@ -232,12 +301,41 @@ def test_it_trains_on_as_many_threads_as_the_searchs_trials_had(tmp_path, monkey
     assert set(seen) == {3} and torch.get_num_threads() == before
 
 
+def test_a_file_that_appears_during_the_training_is_left_as_it_is(tmp_path, monkeypatch, capsys):
+    search(tmp_path)
+    path, train_epoch = tmp_path / "weights.safetensors", Trial.train_epoch
+
+    def beside_another(trial):
+        path.write_text("theirs")
+        (tmp_path / "weights-2.safetensors").write_text("theirs too")
+        return train_epoch(trial)
+
+    monkeypatch.setattr(Trial, "train_epoch", beside_another)
+    assert train.main(["mine", "2", "--results-dir", str(tmp_path), "--out", str(path)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2].startswith(f"{path} has appeared meanwhile") and said[-1] == str(tmp_path / "weights-3.safetensors")
+    assert path.read_text() == "theirs" and load_model(said[-1])
+
+
+def test_weights_that_cannot_be_written_leave_no_empty_file(tmp_path, monkeypatch, capsys):
+    search(tmp_path)
+
+    def full(trial, path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Trial, "save_weights", full)
+    assert train.main(["mine", "2", "--results-dir", str(tmp_path), "--out", str(tmp_path / "weights")]) == 1
+    assert "No space left on device" in capsys.readouterr().err and not (tmp_path / "weights").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["7"], "number: 7 given; accepted: complete trials"),
         (["two"], "'two' is not a valid integer"),
-        (["1", "--out", "no/such/folder/weights"], "out: no/such/folder/weights given; accepted: a file in a folder"),
+        (["1", "--out", "no/such/folder/weights"], "out: 'no/such/folder/weights' given (No such file or directory)"),
+        (["1", "--out", "/proc/weights"], "accepted: a file in a folder that can be written"),
+        (["1", "--out", "x" * 250], "given (File name too long)"),
         (["1", "--seed", "-1"], "-1 is not in the range"),
     ],
 )

@@ -14,9 +14,9 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 import trainables.examples
-from study import examples, figures, importances, page, report, storage
+from study import confirm, examples, figures, importances, page, recommend, report, storage
 from tests.study import browser, synthetic
-from tests.study.test_results import CONFIG, add
+from tests.study.test_results import CONFIG, add, weights
 from trainables import data, devices
 from trainables.config import EvalConfig, TrialConfig
 from trainables.examples import N_ATTACKED
@@ -24,13 +24,13 @@ from trainables.trial import Trial, evaluation_attack, first_examples, load_mode
 
 SETTINGS = {"name": "mine", "dataset": "digits", "eps": 0.1, "attack_steps": 10, "trials": 4}
 CONFIRMED = """\
-number,name,role,n_seeds,n_failed,n_examples,n_attack_examples,clean_mean,clean_std,clean_low,clean_high,\
+number,name,role,n_seeds,n_failed,n_examples,n_attack_examples,objective,clean_mean,clean_std,clean_low,clean_high,\
 adversarial_mean,adversarial_std,adversarial_low,adversarial_high,autoattack_mean,autoattack_std,autoattack_low,\
-autoattack_high,seconds_mean,seconds_std,seconds_low,seconds_high,front_probability,gates_failed,searched_adversarial,\
+autoattack_high,autoattack_pgd,seconds_mean,seconds_std,seconds_low,seconds_high,front_probability,gates_failed,searched_adversarial,\
 searched_seconds
-1,fixup 8,front,5,0,297,100,0.95,0.01,0.94,0.96,0.31,0.02,0.29,0.33,0.28,0.02,0.26,0.30,5.1,0.1,5.0,5.2,0.83,,0.3,5.0
-0,Fixup <8>,"front, published",1,1,297,100,0.96,,,,0.48,,,,0.35,,,,10.2,,,,0.97,autoattack,0.5,10.0
-2,fixup 8,earlier,0,0,,,,,,,,,,,,,,,,,,,,,0.4,12.0
+1,fixup 8,front,5,0,297,100,measured,.95,.01,.94,.96,.31,.02,.29,.33,.28,.02,.26,.30,.31,5.1,0.1,5.0,5.2,0.83,,0.3,5.0
+0,Fixup <8>,"front, published",1,1,297,100,measured,0.96,,,,0.48,,,,0.35,,,,0.48,10.2,,,,0.97,autoattack,0.5,10.0
+2,fixup 8,earlier,0,0,0,0,measured,,,,,,,,,,,,,,,,,,,,0.4,12.0
 """
 GATES = """\
 number,name,gate,passed,figure,threshold,unit,text
@@ -164,6 +164,49 @@ def test_confirmed_members_are_shown_with_each_gate_and_the_figure_behind_it(res
     assert '"confirmed: test, mean over seeds"' in html(results)
 
 
+def with_confirmation(results, table=CONFIRMED, gates=GATES):
+    (results / "mine" / "confirmed.csv").write_text(table)
+    (results / "mine" / "gates.csv").write_text(gates)
+
+
+@pytest.mark.parametrize("label", ["None", "NA", "null", "nan", "0010", "1e3"])
+def test_a_label_that_looks_like_none_or_like_a_number_stays_as_it_is(label, results, capsys):
+    with_confirmation(results, CONFIRMED.replace("Fixup <8>", label), GATES.replace("Fixup <8>", label))
+    assert report.main(["mine", "--results-dir", str(results)]) == 0
+    assert html(results).count(f"<td>#0 {label}</td>") == 2
+    assert f"#0 {label}<" in html(results)
+    trials = storage.named("mine", str(results), None).get_trials()
+    shown = figures.front(trials, "measured", page.confirmation(results / "mine")[0])
+    assert any(f"#0 {label}<" in str(trace.text) for trace in shown.data if "confirmed" in trace.name)
+
+
+def test_confirmed_seconds_are_told_from_the_searchs(results):
+    with_confirmation(results)
+    trials, (confirmed, _) = storage.named("mine", str(results), None).get_trials(), page.confirmation(results / "mine")
+    names = {own: figures.front(trials, own, confirmed).data[-2].name for own in ("measured", "calibrated")}
+    assert names["measured"] == "confirmed: test, mean over seeds"
+    assert names["calibrated"] == "confirmed: test, mean over seeds, measured seconds"
+    assert "among those confirmed; seconds are measured" in page.page(trials, SETTINGS, "calibrated", results / "mine")
+
+
+@pytest.mark.parametrize(
+    ("table", "gates", "message"),
+    [
+        (CONFIRMED.replace("seconds_mean", "minutes"), GATES, "confirmed.csv: no column 'seconds_mean'"),
+        (CONFIRMED.replace(".31", "a third"), GATES, "confirmed.csv: could not convert"),
+        (CONFIRMED.replace("measured", "guessed"), GATES, "confirmed.csv: objective 'guessed'"),
+        ("", GATES, "confirmed.csv: No columns"),
+        (CONFIRMED, GATES.replace("threshold", "most"), "gates.csv: no column 'threshold'"),
+    ],
+)
+def test_tables_that_are_not_as_written_get_one_line(table, gates, message, results, capsys):
+    with_confirmation(results, table, gates)
+    assert report.main(["mine", "--results-dir", str(results)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and message in err and "; accepted: what study.confirm" in err
+    assert err.count("\n") == 1
+
+
 class TestImportances:
     @staticmethod
     def trials(n):
@@ -194,9 +237,16 @@ class TestExamples:
         report.main(["mine", "--results-dir", str(results)])
         assert "None shown: the weights of the front" in html(results)
 
+    @pytest.mark.parametrize("found", [b"half a file", weights(0)[:-4], weights(0, CONFIG | {"epochs": 9})])
+    def test_weights_that_are_damaged_or_anothers_are_as_good_as_none(self, results, found):
+        (results / "mine" / "models").mkdir()
+        (results / "mine" / "models" / "0000.safetensors").write_bytes(found)
+        assert report.main(["mine", "--results-dir", str(results)]) == 0
+        assert "None shown: the weights of the front" in html(results)
+
     def test_where_there_are_no_images_nothing_is_downloaded(self, results):
         (results / "mine" / "models").mkdir()
-        (results / "mine" / "models" / "0000.safetensors").touch()
+        (results / "mine" / "models" / "0000.safetensors").write_bytes(weights(0))
         trials = storage.named("mine", str(results), None).get_trials()
         settings = SETTINGS | {"dataset": "cifar10", "data_dir": str(results / "nowhere")}
         with pytest.raises(examples.Unavailable, match="the images of cifar10 are not"):
@@ -307,6 +357,31 @@ def test_an_unknown_study_of_a_storage_is_answered_with_the_nearest_of_that_stor
     assert not (tmp_path / "new").exists()
 
 
+def test_a_renamed_folder_is_told_from_the_study_that_it_holds(results, capsys):
+    (results / "mine").rename(results / "yours")
+    assert report.main(["yours", "--results-dir", str(results)]) == 2
+    expected = f"error: name: {results / 'yours'} holds study 'mine'; accepted: a folder of that name\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_name_too_long_for_a_file_is_a_mistake(tmp_path, capsys):
+    assert report.main(["x" * 300, "--results-dir", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: name: 'xxx") and "File name too long" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [report, recommend, confirm])
+def test_a_folder_of_another_study_of_that_name_is_left_alone(command, results, tmp_path, capsys):
+    other = tmp_path / "other" / "mine"
+    other.mkdir(parents=True)
+    (other / "study.json").write_text(json.dumps({"settings": SETTINGS | {"eps": 0.3}}))
+    given = ["mine", "--storage", f"sqlite:///{results / 'mine' / 'study.db'}", "--results-dir", str(other.parent)]
+    assert command.main(given) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: name: {other} holds files of another study") and err.count("\n") == 1
+    assert [path.name for path in other.iterdir()] == ["study.json"]
+
+
 def test_where_no_study_is_that_is_said(tmp_path, capsys):
     assert report.main(["mine", "--results-dir", str(tmp_path)]) == 2
     assert "accepted: none yet" in capsys.readouterr().err
@@ -335,6 +410,10 @@ def a_reproductions(folder):
     make(folder, SETTINGS | {"paper": "accelat"})
 
 
+def a_confirmation(folder):
+    make(folder, SETTINGS | {"search": "yours"})
+
+
 def another_version(folder):
     make(folder)
     with sqlite3.connect(folder / "mine" / "study.db") as database:
@@ -353,6 +432,7 @@ def not_a_database(folder):
         (no_front, "name: 'mine' has no front (trials: 1 FAIL; diverged: loss nan)"),
         (another_programs, "name: 'mine' was not made by study.pareto"),
         (a_reproductions, "name: 'mine' was not made by study.pareto"),
+        (a_confirmation, "name: 'mine' is a confirmation; accepted: the search 'yours'"),
         (another_version, "optuna storage upgrade"),
         (not_a_database, "file is not a database"),
     ],
@@ -364,6 +444,15 @@ def test_a_study_that_has_no_report_is_answered_by_one_line_and_status_2(spoil, 
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and message in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("label", ["$\\frac$", "SGD $x_{$"])
+def test_a_dollar_in_a_label_is_a_character(label, tmp_path):
+    study = optuna.create_study(directions=storage.DIRECTIONS)
+    study.set_user_attr("settings", SETTINGS | {"name": label})
+    add(study, 0.5, 10.0, label=label)
+    page.write(study, tmp_path)
+    assert (tmp_path / "front.png").exists() and (tmp_path / "report.html").exists()
 
 
 def test_a_label_cannot_end_the_script_that_holds_it(tmp_path):

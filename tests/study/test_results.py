@@ -36,6 +36,12 @@ def study():
     return study
 
 
+def test_tables_without_rows_have_a_header(tmp_path):
+    results.write_tables(optuna.create_study(directions=DIRECTIONS), tmp_path)
+    for name in ("trials.csv", "front.csv"):
+        assert "adversarial_accuracy" in pd.read_csv(tmp_path / name).columns
+
+
 def test_wilson_interval_equals_the_closed_form():
     p, n, z = 0.3, 100, 1.959963984540054
     centre, half = (p + z**2 / (2 * n)), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
@@ -100,6 +106,12 @@ def test_weights_that_are_not_the_members_are_replaced_by_its_own(study, tmp_pat
     (own / "weights.safetensors").write_bytes(weights(1))
     results.sync_models(study.trials, tmp_path)
     assert load_file(tmp_path / "models" / "0001.safetensors")["number"] == 1
+
+
+def test_a_file_without_a_configuration_holds_no_weights(study, tmp_path):
+    for metadata in (None, {"format": "pt"}, {"config": "{"}):
+        (tmp_path / "x").write_bytes(save({"number": np.array([1])}, metadata))
+        assert not results.holds_weights(tmp_path / "x", study.trials[1])
 
 
 def test_a_front_without_members_is_a_table_that_reads_as_one(tmp_path):

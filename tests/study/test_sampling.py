@@ -7,9 +7,10 @@ import pytest
 from optuna.distributions import IntDistribution
 from optuna.trial import TrialState
 
-from study import spaces
+from study import calibration, spaces
 from study.front import hypervolume
 from study.sampling import (
+    N_FRESH,
     PLAIN_WEIGHT,
     Draw,
     FrontSampler,
@@ -51,6 +52,27 @@ def ask_and_tell(study, accuracy):
     trial, config = ask(study)
     study.tell(trial, [accuracy(config), seconds_of(config)])
     return config
+
+
+def test_a_name_that_is_suggested_again_has_its_first_value():
+    draw = Draw(np.random.default_rng(0))
+    for _ in range(20):
+        seen = draw.suggest_categorical("a", range(100)), draw.suggest_float("b", 0, 1), draw.suggest_int("c", 0, 99)
+        assert seen == tuple(draw.params.values())
+
+
+def test_candidates_are_timed_anew_when_more_has_been_measured():
+    tables = {"resnet8 fixup tf32 natural": {"128": 1.0}}
+    sampler = FrontSampler(configure, lambda study: calibration.Timer(1000, dict(tables)), seed=0)
+    study = study_of(sampler, n=1)
+    ask(study)
+    before = [candidate.seconds for candidate in sampler.pool]
+    ask(study)
+    assert [candidate.seconds for candidate in sampler.pool[:-N_FRESH]] == before[N_FRESH:]
+    tables["resnet8 fixup tf32 natural"] = {"128": 2.0}
+    ask(study)
+    kept = sampler.pool[: -2 * N_FRESH]
+    assert [candidate.seconds for candidate in kept] == pytest.approx([2 * value for value in before[2 * N_FRESH :]])
 
 
 def front_sampler(**options):

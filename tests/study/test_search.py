@@ -4,6 +4,7 @@ from functools import partial
 
 import optuna
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
@@ -422,9 +423,38 @@ def test_a_study_ends_once_an_hour_is_expected_to_add_less_than_it_goes_on_for(s
     searcher.until_gain = 1e9
     assert 4 < run_trials(searcher, 8) < 8  # the gain is known after half of the trials
     assert searcher.ending == "too little gain"
-    searcher.until_gain = None
+    n_ended = searcher.n_ended
+    again, _ = new_search(study, space, n_concurrent=1)
+    again.until_gain = 1e9
+    assert run_trials(again, 8) == 0 and again.n_ended == n_ended, "the same command runs nothing more"
+    searcher.until_gain = 0.0
     run_trials(searcher, 8)
     assert searcher.ending == "finished"
+
+
+def test_only_a_storage_that_stays_silent_ends_the_study(space, monkeypatch):
+    study = new_study()
+    searcher, _ = new_search(study, space)
+    searcher.suggest("t0")
+    now = [0.0]
+    monkeypatch.setattr(search.time, "monotonic", lambda: now[0])
+    keep = optuna.Trial.set_user_attr
+
+    def refuse(*args):
+        raise StorageInternalError("no answer")
+
+    for epoch in range(1, 4):
+        now[0] += search.STORAGE_PATIENCE * 0.9
+        monkeypatch.setattr(optuna.Trial, "set_user_attr", refuse)
+        searcher.on_trial_result("t0", report(epoch))
+        assert searcher.problem is None
+        monkeypatch.setattr(optuna.Trial, "set_user_attr", keep)
+        searcher.on_trial_result("t0", report(epoch))
+    monkeypatch.setattr(optuna.Trial, "set_user_attr", refuse)
+    searcher.on_trial_result("t0", report(3))
+    now[0] += search.STORAGE_PATIENCE * 1.1
+    searcher.on_trial_result("t0", report(3))
+    assert "has not answered" in str(searcher.problem)
 
 
 def test_a_study_to_start_from_that_does_not_exist_is_one_line(space, tmp_path):

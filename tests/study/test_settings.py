@@ -70,3 +70,4 @@ def test_what_needs_seconds_known_beforehand_needs_the_sampler_that_knows_them(f
     # Another sampler may take over later, which nothing steers.
     after = from_layers({"name": "a", "sampler": "tpe"}, steered.model_dump(mode="json"), {})
     assert after.sampler == "tpe" and getattr(after, field) is None
+    assert getattr(from_layers({"name": "a", "sampler": "tpe"}, None, {field: value}), field) is None

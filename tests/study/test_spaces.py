@@ -36,6 +36,17 @@ def test_a_users_file_is_a_space(tmp_path):
     assert (config.depth, config.epochs, config.seed, config.eps) == (8, 2, SETTINGS.seed + trial.number, SETTINGS.eps)
 
 
+def test_a_users_file_may_hold_what_looks_for_its_module(tmp_path):
+    made = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    n: int = 2\n"
+    )
+    spaces.try_out(load(tmp_path, made + GOOD.replace('"epochs": 2', '"epochs": A().n')), SETTINGS, 1000)
+
+
+def test_a_published_parameter_is_named_by_a_text(tmp_path):
+    assert "'published': parameter 1 given" in refused(tmp_path, GOOD.replace('"norm": "fixup"', "1: 2"))
+
+
 def test_an_unknown_space_is_answered_with_the_nearest():
     with pytest.raises(InputError, match="'quickstrat' \\(did you mean 'quickstart'"):
         spaces.load("quickstrat")
@@ -89,6 +100,7 @@ def test_a_published_number_out_of_range_is_refused(tmp_path):
     [
         ("import numpy\nBASELINES = {'a': {'epochs': numpy.int64(1)}}\ndef space(trial): pass\n", "np.int64(1) given"),
         ("BASELINES = {'a' * 300: {}}\ndef space(trial): pass\n", "accepted: 1 to 80 characters"),
+        ("BASELINES = {'🐍' * 21: {}}\ndef space(trial): pass\n", "accepted: 1 to 80 characters (bytes in UTF-8)"),
         ("BASELINES = {1: {}}\ndef space(trial): pass\n", "accepted: 1 to 80 characters"),
         (
             "def space(trial):\n"

@@ -263,6 +263,8 @@ def test_free_training_carries_its_perturbation_into_the_next_epoch(digits):
 def test_what_cannot_be_trained_or_attacked_is_refused_at_once(digits):
     with pytest.raises(InputError, match="batch_size_schedule: 2048 images in a batch given; accepted: at most .*1200"):
         Trial(CONFIG.model_copy(update={"batch_size_schedule": ConstantBatch(size=2048)}), digits, EVALUATION, CPU)
+    with pytest.raises(InputError, match="training: 'static' given with norm 'fixup'"):
+        Trial(STATIC.model_copy(update={"norm": "fixup"}), digits, EVALUATION, CPU)
     initial = EVALUATION.model_copy(update={"attacked_weights": "initial"})
     with pytest.raises(InputError, match="attacked_weights: 'initial' given with norm 'fixup'"):
         Trial(CONFIG.model_copy(update={"norm": "fixup"}), digits, initial, CPU)
