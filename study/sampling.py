@@ -231,6 +231,8 @@ class FrontSampler(BaseSampler):
         self.model: AccuracyModel | None = None
         self.n_fitted = 0
         self.seen: dict[tuple[bool, int], np.ndarray] = {}  # features by whether it is an earlier study's, and number
+        self.tried: set[frozenset[tuple[str, object]]] = set()  # parameters of trials
+        self.counted: set[int] = set()  # numbers of ended trials that are among them
         self.proposed: dict[int, Mapping[str, object]] = {}  # parameters by the trial's number
         self.gain_per_hour: float | None = None  # None: not known yet
         self.rate: float | None = None  # what decided for the newest proposal: share per second, with `PATIENCE`
@@ -275,10 +277,10 @@ class FrontSampler(BaseSampler):
             InputError: If every configuration drawn would take longer than `max_seconds`.
         """
         complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
-        candidates = self._candidates(complete)
+        candidates = self._untried(self._candidates(complete), trials)
         timed = [candidate for candidate in candidates if candidate.seconds is not None]
         if not timed:
-            return candidates[-1].params
+            return self._taken(candidates[-1])
         pace = self._pace(complete)
         quickest = pace * min(candidate.seconds for candidate in timed)
         if self.max_seconds is not None and quickest > self.max_seconds:
@@ -295,7 +297,7 @@ class FrontSampler(BaseSampler):
                 self.model, self.n_fitted = AccuracyModel(x, accuracies, int(self.generator.integers(2**31))), n_ended
         if self.model is None:
             quick = 1 / np.sqrt(seconds)
-            return timed[self.generator.choice(len(timed), p=quick / quick.sum())].params
+            return self._taken(timed[self.generator.choice(len(timed), p=quick / quick.sum())])
         mean, deviation = self.model.predict(np.stack([candidate.x for candidate in timed]))
         believed = self._believed(trials, self.model) * (1.0, pace)
         front = np.concatenate([np.array([trial.values for trial in complete]).reshape(-1, 2), believed])
@@ -308,7 +310,7 @@ class FrontSampler(BaseSampler):
         self.rate = self.gain_per_hour = None
         if has_front:
             self.rate, self.gain_per_hour = float(rates[best]), 3600 * float(share[best] / seconds[best])
-        return timed[best].params
+        return self._taken(timed[best])
 
     def stop(self, running: RunningTrial, trials: Sequence[FrozenTrial]) -> str | None:
         """A stop rule as `study.stopping.Stopping`: ends a trial whose remaining seconds are better spent on a new one.
@@ -359,6 +361,19 @@ class FrontSampler(BaseSampler):
                 if candidate.seconds is not None:
                     candidate.x = features(candidate.config, candidate.seconds)
         return candidates
+
+    def _untried(self, candidates: list[Candidate], trials: Sequence[FrozenTrial]) -> list[Candidate]:
+        """Those that no trial has had: another seed would tell little. All of them, where there are no others."""
+        for trial in trials:
+            if trial.state.is_finished() and trial.number not in self.counted:
+                self.counted.add(trial.number)
+                self.tried.add(frozenset(trial.params.items()))
+        untried = [candidate for candidate in candidates if frozenset(candidate.params.items()) not in self.tried]
+        return untried or candidates
+
+    def _taken(self, candidate: Candidate) -> Mapping[str, object]:
+        self.tried.add(frozenset(candidate.params.items()))
+        return candidate.params
 
     def _draw(self, near: Mapping[str, object] | None = None) -> Candidate:
         draw = Draw(self.generator, near)

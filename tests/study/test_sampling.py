@@ -61,6 +61,27 @@ def test_a_name_that_is_suggested_again_has_its_first_value():
         assert seen == tuple(draw.params.values())
 
 
+def test_nothing_is_proposed_twice_while_there_is_something_else():
+    def space(trial):
+        trial.suggest_int("epochs", 1, 6)
+
+    few = partial(spaces.configure, spaces.Space(SPACE.path, space, {}, {}), SETTINGS)
+    study = optuna.create_study(directions=DIRECTIONS, sampler=FrontSampler(few, lambda study: seconds_of, 0, 2))
+    for number in range(6):
+        trial = study.ask()  # none waits for the one before
+        config = few(trial)
+        trial.set_user_attr("config", config.model_dump(mode="json"))
+        if number % 2:
+            study.tell(trial, [0.1, seconds_of(config)])
+    assert sorted(trial.params["epochs"] for trial in study.trials) == [1, 2, 3, 4, 5, 6]
+    again = optuna.create_study(directions=DIRECTIONS, sampler=FrontSampler(few, lambda study: seconds_of, 1, 2))
+    again.add_trials([trial for trial in study.trials if trial.state.is_finished()])
+    known = {trial.params["epochs"] for trial in again.trials}
+    assert few(again.ask()).epochs not in known
+    for _ in range(8):  # when everything has been tried
+        few(again.ask())
+
+
 def test_candidates_are_timed_anew_when_more_has_been_measured():
     tables = {"resnet8 fixup tf32 natural": {"128": 1.0}}
     sampler = FrontSampler(configure, lambda study: calibration.Timer(1000, dict(tables)), seed=0)
