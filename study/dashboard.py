@@ -3,7 +3,6 @@
 Ray's own dashboard is named as well while a study runs. Works on a study that is running.
 """
 
-import json
 import socket
 import sys
 import threading
@@ -15,9 +14,9 @@ from urllib.parse import urlsplit
 
 import click
 import optuna
-from filelock import FileLock
 
 from study import cli, storage
+from study.lock import may_run
 
 HOST = "127.0.0.1"
 ANSWER_SECONDS = 2
@@ -59,24 +58,6 @@ def tensorboard(logs: Path) -> str:
     board = TensorBoard()
     board.configure(["tensorboard", "--logdir", str(logs), "--host", HOST, "--port", "0", "--load_fast", fast])
     return board.launch()
-
-
-def may_run(folder: Path) -> bool:
-    """Whether a driver may run the study in `folder`: it holds the lock of study/lock.py, or is another host's.
-
-    Locks need not reach from host to host, and where results lie elsewhere there is nothing to tell from.
-    """
-    if not folder.exists():
-        return True
-    try:
-        if json.loads((folder / ".driver.json").read_bytes())["host"] != socket.gethostname():
-            return True
-        with FileLock(folder / ".lock", timeout=0):
-            return False
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError, KeyError):  # among them that the lock is held
-        return True
 
 
 def answers(url: str) -> bool:

@@ -12,6 +12,8 @@ from filelock import FileLock, Timeout
 from trainables.errors import InputError
 from trainables.files import write_whole
 
+LOCK, HOLDER = ".lock", ".driver.json"  # in the study's folder
+
 
 @contextmanager
 def driver_lock(folder: Path) -> Iterator[None]:
@@ -20,7 +22,7 @@ def driver_lock(folder: Path) -> Iterator[None]:
     Raises:
         InputError: If another process holds it; names that process's host and pid.
     """
-    lock, holder = FileLock(folder / ".lock"), folder / ".driver.json"
+    lock, holder = FileLock(folder / LOCK), folder / HOLDER
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -31,6 +33,24 @@ def driver_lock(folder: Path) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def may_run(folder: Path) -> bool:
+    """Whether a driver may run the study in `folder`: it holds the lock, or is another host's.
+
+    Locks need not reach from host to host, and where results lie elsewhere there is nothing to tell from.
+    """
+    if not folder.exists():
+        return True
+    try:
+        if json.loads((folder / HOLDER).read_bytes())["host"] != socket.gethostname():
+            return True
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError):  # among them that the lock is held
+        return True
 
 
 def _who(holder: Path) -> str:

@@ -17,7 +17,7 @@ import click
 import optuna
 
 from study import cli, spaces, storage
-from study.settings import RUN_SETTINGS, StudySettings, from_layers
+from study.settings import RUN_SETTINGS, StudySettings, from_layers, normalised
 from study.spaces import Space
 from trainables import stores
 from trainables.errors import InputError
@@ -172,7 +172,8 @@ def made_with(folder: Path, study: optuna.Study) -> bool:
     except (OSError, ValueError, KeyError):
         return False
     may_differ = RUN_SETTINGS | ({"data_dir"} if images else set())
-    same = all(written.get(field) == value for field, value in stored.items() if field not in may_differ)
+    known, meant = normalised(written), normalised(stored)
+    same = all(known.get(field) == value for field, value in meant.items() if field not in may_differ)
     return same and content.get("images") == images
 
 

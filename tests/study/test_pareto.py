@@ -310,6 +310,19 @@ def test_a_folder_of_another_study_is_not_taken_over_by_one_elsewhere(tmp_path, 
     assert pareto.resolve({"results_dir": str(tmp_path), "storage": other})[0].identity == settings.identity
 
 
+def test_a_folder_stays_its_studys_when_the_space_has_moved(tmp_path):
+    study = storage.open_study(storage.from_url(f"sqlite:///{tmp_path / 'study.db'}"), "mine")
+    study.set_user_attr("settings", {"name": "mine", "space": "/there/mine.py", "eps": 0.1})
+    for space, eps, same in [
+        ("/here/mine.py", 0.1, True),
+        ("/here/other.py", 0.1, False),
+        ("/there/mine.py", 0.2, False),
+    ]:
+        written = {"settings": {"name": "mine", "space": space, "eps": eps}}
+        (tmp_path / "study.json").write_text(json.dumps(written))
+        assert pareto.made_with(tmp_path, study) is same
+
+
 @pytest.mark.parametrize("directions", [["maximize"], ["maximize", "minimize"]])
 def test_another_programs_study_is_not_taken_over(directions, tmp_path, capsys):
     url = f"sqlite:///{tmp_path / 'other.db'}"
