@@ -1,4 +1,4 @@
-"""Whether a study that goes on, or is confirmed, still sees the images that it was made with.
+"""Whether a study that goes on, is confirmed or trained from, still sees the images that it was made with.
 
 `data_dir` is a place that may change, between machines and working directories; the images' own fingerprint is what
 stays. A study without one, of an earlier version, keeps to its `data_dir`.

@@ -23,6 +23,7 @@ from trainables import stores
 from trainables.errors import InputError
 
 MIN_FREE_BYTES = 100_000_000  # a few checkpoints and logs
+MEASURED_UNDER = ("dataset", "eps", "attack_steps")  # what an accuracy depends on beside the configuration
 
 
 @click.command(name="pareto", help=__doc__)
@@ -106,12 +107,20 @@ def with_known_start(settings: StudySettings, was_given: bool) -> StudySettings:
     if settings.warm_start == settings.name:
         raise InputError(f"warm_start: {settings.name!r} given, the study itself; accepted: an earlier one")
     try:
-        storage.named(settings.warm_start, settings.results_dir, settings.storage, field="warm_start")
+        earlier = storage.named(settings.warm_start, settings.results_dir, settings.storage, field="warm_start")
     except InputError:
         if was_given:
             raise
         click.echo(f"warm_start: study {settings.warm_start!r} is gone; going on without its trials", err=True)
         return settings.model_copy(update={"warm_start": None})
+    theirs, ours = earlier.user_attrs.get("settings", {}), settings.model_dump(mode="json")
+    others = [f"{field} {theirs[field]}" for field in MEASURED_UNDER if theirs.get(field, ours[field]) != ours[field]]
+    if others and was_given:
+        click.echo(
+            f"warm_start: study {settings.warm_start!r} has {', '.join(others)}; what is proposed will count its "
+            "accuracies as this study's",
+            err=True,
+        )
     return settings
 
 

@@ -110,7 +110,7 @@ def sufficient_resources(settings: StudySettings) -> dict[str, float]:
         InputError: If no node of it has what one trial needs.
     """
     resources = ray.cluster_resources()
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = alive()
     if settings.address:
         more = startable()
         total: Counter[str] = Counter()
@@ -138,6 +138,11 @@ def require_fit(settings: StudySettings, gpus: float, nodes: list[dict[str, floa
         if needed > most:
             raise InputError(f"{field}: {needed} given; accepted: at most {most:g}, all that {place} has")
         nodes = [node for node in nodes if node.get(kind, 0) >= needed]
+
+
+def alive() -> list[dict[str, float]]:
+    """Resources of each node that there is."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def startable() -> list[dict[str, float]]:
@@ -191,13 +196,21 @@ def resolve_objective(study: optuna.Study, settings: StudySettings, resources: d
 
 
 def n_concurrent(settings: StudySettings, resources: dict[str, float]) -> int:
-    """How many trials fit at once."""
+    """How many trials fit at once, each on one node."""
     gpus = gpus_per_trial(settings, resources)
-    fit = resources.get("CPU", 0) / settings.cpus_per_trial
-    if gpus:
-        fit = min(fit, resources["GPU"] / gpus)
-    most = settings.concurrent or (1 if settings.alone and not gpus else int(fit + 1e-9))
-    return max(1, min(int(fit + 1e-9), most))
+    groups = [alive(), startable() if settings.address else []]  # those there are, and all that there may be in the end
+    fit = max(sum(n_on(node, settings.cpus_per_trial, gpus) for node in nodes) for nodes in groups)
+    most = settings.concurrent or (1 if settings.alone and not gpus else fit)
+    return max(1, min(fit, most))
+
+
+def n_on(node: dict[str, float], cpus: float, gpus: float) -> int:
+    """How many trials of so many CPUs and GPUs fit on a node; Ray hands out a part of one GPU, or whole ones."""
+    fit = math.floor(node.get("CPU", 0) / cpus + 1e-9)
+    if not gpus:
+        return fit
+    there = node.get("GPU", 0)
+    return min(fit, math.floor(there / gpus) if gpus >= 1 else math.floor(there) * math.floor(1 / gpus + 1e-9))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from trainables.files import PARTIAL
 @click.argument("number", type=int)
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of initialisation and batches. [default: the trial's]")
 @click.option("--out", type=click.Path(dir_okay=False), help="Weights file. [default: NAME-NUMBER.safetensors]")
-@click.option("--data-dir", help="Where the images are. [default: the study's]")
+@click.option("--data-dir", help="Where the images are now. [default: the study's]")
 def command(
     name: str, number: int, seed: int | None, out: str | None, data_dir: str | None, results_dir: str, url: str | None
 ) -> int:
@@ -31,10 +31,13 @@ def command(
     path = Path(out or f"{name}-{number:04d}.safetensors")
     require_new(path)
     stored = study.user_attrs["settings"] | ({"data_dir": data_dir} if data_dir else {})
+    stored |= {"results_dir": results_dir, "storage": url}
     settings = StudySettings(**{field: stored[field] for field in StudySettings.model_fields if field in stored})
-    from trainables import single  # torch takes seconds: a typo is answered before
+    from study import images  # torch takes seconds: a typo is answered before
+    from trainables import single
     from trainables.trial import Diverged
 
+    images.load(settings)
     try:
         written = single.train(
             member.config if seed is None else member.with_seed(seed),

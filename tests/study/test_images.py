@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from study import conduct, confirm, confirmation, images, members, pareto, spaces
+from study import conduct, confirm, confirmation, images, members, pareto, spaces, train
 from study.settings import StudySettings
 from tests.study.test_confirm import SETTINGS, add
 from trainables import data
@@ -61,12 +61,12 @@ def test_other_training_images_are_refused_by_one_line(others, searched, tmp_pat
     there = write_images(tmp_path / "there", **others)
     before = (tmp_path / "results" / "mine" / "study.db").read_bytes()
     expected = f"error: data_dir: {there!r} given, whose training images are not those of study 'mine'; accepted: "
-    for command, given in [(pareto, ["--name", "mine"]), (confirm, ["mine"])]:
+    for command, given in [(pareto, ["--name", "mine"]), (confirm, ["mine"]), (train, ["mine", "4"])]:
         assert command.main([*given, "--data-dir", there]) == 2
         err = capsys.readouterr().err
         assert err.startswith(expected) and err.count("\n") == 1
     assert (tmp_path / "results" / "mine" / "study.db").read_bytes() == before
-    assert not (tmp_path / "results" / "mine" / "confirm").exists()
+    assert not (tmp_path / "results" / "mine" / "confirm").exists() and not list(tmp_path.glob("mine-0004*"))
 
 
 def test_test_images_bind_a_confirmation_and_not_a_search(searched, tmp_path):

@@ -378,6 +378,15 @@ def test_a_study_to_start_from_may_go_and_is_never_the_study_itself(tmp_path, ca
         pareto.resolve(given | {"warm_start": "new"})
 
 
+def test_accuracies_of_a_start_under_another_attack_are_not_taken_in_silence(tmp_path, capsys):
+    made(StudySettings(name="old", results_dir=str(tmp_path), eps=0.2))
+    given = {"results_dir": str(tmp_path), "warm_start": "old"}
+    for eps, said in [(0.2, ""), (0.1, "warm_start: study 'old' has eps 0.2; what is proposed will count its acc")]:
+        settings, _ = pareto.resolve(given | {"name": "new", "eps": eps, "depth": 8})
+        assert settings.warm_start == "old"
+        assert capsys.readouterr().err.startswith(said) and (said or not capsys.readouterr().err)
+
+
 def test_a_study_of_the_users_own_space_goes_on_from_anywhere(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     file = tmp_path / "there" / "mine.py"

@@ -97,6 +97,24 @@ def test_on_one_machine_what_an_autoscaler_may_start_does_not_count(on):
         runner.sufficient_resources(StudySettings(name="a", cpus_per_trial=4))
 
 
+@pytest.mark.parametrize(
+    "there, startable, given, n",
+    [
+        (ONE_GPU_EACH, {}, {"gpus_per_trial": 0.6}, 8),  # two times 0.4 GPU on two nodes are no place for a third
+        (ONE_GPU_EACH, {}, {"gpus_per_trial": 0.1}, 32),  # four CPUs beside each GPU
+        (ONE_GPU_EACH, {}, {"gpus_per_trial": 0, "cpus_per_trial": 3}, 2 + 8),
+        ([{"CPU": 16.0, "GPU": 2.0}], {}, {"gpus_per_trial": 0.6}, 2),  # one on each: no trial has parts of two
+        ([{"CPU": 16.0, "GPU": 3.0}], {}, {"gpus_per_trial": 2}, 1),
+        ([{"CPU": 0.0}, {"CPU": 4.0, "GPU": 1.0}], STARTABLE, {"gpus_per_trial": 0.5}, 16),
+        ([{"CPU": 2.0}], {}, {"concurrent": 1}, 1),
+    ],
+)
+def test_as_many_trials_run_at_once_as_fit_on_the_nodes_one_by_one(there, startable, given, n, on):
+    on(there, startable)
+    settings = StudySettings(name="a", address="auto", **given)
+    assert runner.n_concurrent(settings, runner.sufficient_resources(settings)) == n
+
+
 class Caught(Exception):
     """Holds what was about to be used."""
 
@@ -111,6 +129,7 @@ def test_a_trial_trains_on_the_gpu_only_where_it_was_given_one(gpus, device, tmp
 
     monkeypatch.setattr(runner, "StudySearch", search)
     monkeypatch.setattr(runner.metrics, "addresses", dict)
+    monkeypatch.setattr(runner, "alive", lambda: [{"CPU": 2.0, "GPU": 1.0}])
     monkeypatch.setattr(ray_trainable, "Trial", trial)
     monkeypatch.setattr(ray_trainable, "load_dataset", lambda config, device: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # as on a machine with one, whatever Ray gave
