@@ -164,13 +164,16 @@ def refuse_differences(settings: StudySettings, stored: dict[str, object]) -> No
 
 
 def fraction(text: str) -> float:
-    """`0.1` or `8/255` as a number.
+    """`0.1`, `8/255` or `1.5/255` as a number.
 
     Raises:
-        ValueError: If `text` is neither.
+        ValueError: If `text` is none of that kind.
     """
     try:
-        return float(Fraction(text)) if "/" in text else float(text)
+        if "/" not in text:
+            return float(text)
+        above, below = map(Fraction, text.split("/"))
+        return float(above / below)
     except (ZeroDivisionError, OverflowError):
         raise ValueError(text) from None
 

@@ -56,7 +56,8 @@ def test_a_misspelt_default_of_a_space_is_named():
 def test_fractions_are_read_as_numbers():
     assert fraction("8/255") == 8 / 255
     assert fraction("0.1") == 0.1
-    for text in ("8/0", "x", "", f"1{400 * '0'}/1"):
+    assert fraction("1.5/255") == 1.5 / 255
+    for text in ("8/0", "x", "", "1/2/3", "8/", f"1{400 * '0'}/1"):
         with pytest.raises(ValueError):
             fraction(text)
 
