@@ -22,6 +22,7 @@ from study.spaces import Space
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.files import remove_partial
+from trainables.stores import Unreachable
 
 # Not stored with the study: secrets, places of this machine, and how long one run may last.
 NOT_STORED = {"storage", "address", "results_dir", "timeout"}
@@ -118,7 +119,10 @@ def open_study(settings: StudySettings, space: Space, n_examples: int) -> optuna
 def finish(study: optuna.Study, settings: StudySettings, console: Console, ending: str) -> None:
     """Write every result from the storage, and say where it is and what to do next."""
     trials = study.get_trials(deepcopy=False)
-    sync_models(trials, settings.folder, checkpoints=settings.checkpoints)
+    try:
+        sync_models(trials, settings.folder, checkpoints=settings.checkpoints)
+    except Unreachable as error:
+        console.print(f"Weights of the front are missing, the same command fetches them: {error}", soft_wrap=True)
     write_tables(study, settings.folder)
     page.write(study, settings.folder)
     console.print(front_table(trials))

@@ -16,13 +16,15 @@ from plotly.offline import get_plotlyjs
 from study import examples, figures, importances, picture, storage
 from study.front import probability_by_examples
 from study.results import (
+    GAIN,
+    GAIN_PER_HOUR,
     describe,
     eps_text,
     front_hypervolume,
     front_of,
-    gain_per_hour,
     is_complete,
     percent,
+    promised,
     read_confirmed,
     read_gates,
     wilson,
@@ -60,7 +62,8 @@ def page(
 ) -> str:
     """The page, with all it needs inside: figures as JSON, plotly's script, images as data URIs."""
     confirmed, gates = confirmation(folder)
-    found, gain = importances.evaluate(trials), gain_per_hour(trials)
+    found = importances.evaluate(trials)
+    gains = [promised(trials, gain) for gain in (GAIN, GAIN_PER_HOUR)]
     try:
         shown, why_no_examples = examples.make(trials, settings, folder), ""
     except examples.Unavailable as reason:
@@ -81,7 +84,7 @@ def page(
         n_ended=sum(trial.state in storage.FINISHED for trial in trials),
         members=member_rows(trials),
         hypervolume=front_hypervolume(trials),
-        gain=None if gain is None else percent(gain),
+        gains=None if None in gains else [percent(gain) for gain in gains],
         device_hours=sum(map(figures.device_seconds, figures.ended(trials))) / 3600,
         n_with_bars=figures.N_WITH_BARS,
         charts=charts(trials, objective, found, confirmed),

@@ -62,7 +62,7 @@ MEASURED_UNDER = ("dataset", "eps", "attack_steps")  # what an accuracy depends 
 @click.option(
     "--objective",
     help="Which seconds count: measured, or calibrated (steps times seconds per step with the device alone). "
-    "[default: calibrated where trials share a GPU, else measured]",
+    "[default: calibrated where trials share a GPU or a core, else measured]",
 )
 @click.option("--cpus-per-trial", type=float, help="May be a fraction. [default: 1]")
 @click.option("--gpus-per-trial", type=float, help="May be a fraction. [default: 1 where Ray has GPUs, else 0]")
@@ -180,7 +180,7 @@ def made_with(folder: Path, study: optuna.Study) -> bool:
         return True
     except (OSError, ValueError, KeyError):
         return False
-    may_differ = RUN_SETTINGS | ({"data_dir"} if images else set())
+    may_differ = RUN_SETTINGS | {"objective"} | ({"data_dir"} if images else set())  # named or decided, it is the same
     known, meant = normalised(written), normalised(stored)
     same = all(known.get(field) == value for field, value in meant.items() if field not in may_differ)
     return same and content.get("images") == images

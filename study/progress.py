@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from study.results import describe, front_hypervolume, front_of, gain_per_hour, percent, wilson
+from study.results import GAIN, describe, front_hypervolume, front_of, percent, promised, wilson
 
 HEARTBEAT = 30.0  # seconds between plain lines when no trial ends
 
@@ -52,12 +52,12 @@ class Snapshot:
         return self.elapsed / (ended - self.done_before) * max(0, self.target - ended)
 
     def line(self) -> str:
-        left, gain = self.seconds_left, gain_per_hour(self.trials)
+        left, gain = self.seconds_left, promised(self.trials, GAIN)
         return (
             f"{self.done}/{self.target} done, {self.running} running, {self.failed} failed"
             f"{f', {self.stopped} stopped early' if self.stopped else ''}; "
             f"front {len(front_of(self.trials))}, hypervolume {front_hypervolume(self.trials):.3g}"
-            f"{'' if gain is None else f', a device-hour adds about {percent(gain)}'}; "
+            f"{'' if gain is None else f', another trial promises {percent(gain)} more'}; "
             f"elapsed {clock(self.elapsed)}, left {'?' if left is None else 'about ' + clock(left)}"
         )
 
@@ -77,7 +77,7 @@ def ended_line(trial: FrozenTrial) -> str:
         _, _, warning = trial.user_attrs.get("reason", "").partition("; ")
         return f"{line}; {warning}" if warning else line
     if trial.state is TrialState.WAITING:
-        return f"{head}: worker lost, goes on from its checkpoint"
+        return f"{head}: {trial.user_attrs['reason'].removeprefix('machine: ')}; handed out again"
     reason = trial.user_attrs.get("reason", "")
     return f"{head}: {reason}" if trial.state is TrialState.PRUNED else f"{head}: failed, {reason}"
 

@@ -25,6 +25,11 @@ from trainables.files import write_whole
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "numpy", "scikit-learn")
 
 
+# What a proposed trial is expected to add to the hypervolume, as a share of it (`study.sampling.expected_share`), and
+# the rate of that in its own training seconds: where trials last seconds, no hour goes on at it.
+GAIN, GAIN_PER_HOUR = "expected_gain", "expected_gain_per_hour"
+
+
 @lru_cache(maxsize=10_000)
 def wilson(accuracy: float, n: int) -> tuple[float, float]:
     """95 % Wilson interval of an accuracy measured on `n` examples.
@@ -62,13 +67,10 @@ def front_hypervolume(trials: list[FrozenTrial]) -> float:
     return hypervolume(complete, (0.0, max(values[1] for values in complete))) if complete else 0.0
 
 
-def gain_per_hour(trials: list[FrozenTrial]) -> float | None:
-    """Share of the hypervolume that a device-hour of training should add, as `study.sampling.expected_share` has it.
-
-    As it was when the newest trial was proposed; None where the sampler does not tell.
-    """
+def promised(trials: list[FrozenTrial], gain: str) -> float | None:
+    """`GAIN` or `GAIN_PER_HOUR` as it was when the newest trial was proposed; None where the sampler does not tell."""
     proposed = [trial for trial in trials if not trial.user_attrs.get("label")]
-    return proposed[-1].user_attrs.get("expected_gain_per_hour") if proposed else None
+    return proposed[-1].user_attrs.get(gain) if proposed else None
 
 
 def percent(share: float) -> str:
@@ -135,14 +137,20 @@ def flatten(config: dict[str, object], prefix: str = "") -> dict[str, object]:
 
 def trials_frame(trials: list[FrozenTrial]) -> pd.DataFrame:
     """Every trial, one row each."""
-    return pd.DataFrame([row(trial) for trial in trials] or None, columns=None if trials else EMPTY_TRIALS)
+    return frame([row(trial) for trial in trials], EMPTY_TRIALS)
 
 
 def front_frame(trials: list[FrozenTrial]) -> pd.DataFrame:
     """Front members, fastest first, with the path of their weights relative to the study's folder."""
     rows = [row(trial) | {"weights": f"models/{weights_name(trial.number)}"} for trial in front_of(trials)]
-    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=EMPTY_FRONT)
-    return frame.drop(columns=["state", "reason"], errors="ignore")
+    return frame(rows, EMPTY_FRONT).drop(columns=["state", "reason"], errors="ignore")
+
+
+def frame(rows: list[dict[str, object]], empty: list[str]) -> pd.DataFrame:
+    """The rows, whole numbers as such also where some rows have none; without rows, `empty` for a header."""
+    made = pd.DataFrame(rows) if rows else pd.DataFrame(columns=empty)
+    kinds = {name: {type(row[name]) for row in rows if row.get(name) is not None} for name in made}
+    return made.astype({name: "Int64" for name, kind in kinds.items() if kind == {int}})
 
 
 # What a table without rows has for a header, before any configuration adds its fields.

@@ -8,7 +8,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.mps import mps
 from trainables.ray_trainable import RayTrial
-from trainables.stores import join, store
+from trainables.stores import Unreachable, join, store
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,8 @@ def startable() -> list[dict[str, float]]:
     except FileNotFoundError:
         return []
     types = config["available_node_types"].values()
-    return [kind.get("resources", {}) for kind in types for _ in range(kind.get("max_workers", 0))]
+    nodes = [kind.get("resources", {}) for kind in types for _ in range(kind.get("max_workers", 0))]
+    return nodes[: config.get("max_workers")]  # of all kinds together
 
 
 def require_reachable(address: str | None) -> None:
@@ -190,7 +191,8 @@ def resolve_objective(study: optuna.Study, settings: StudySettings, resources: d
     if objective is None:
         gpus = gpus_per_trial(settings, resources)
         kinds = [name for name in resources if name.startswith("accelerator_type:")]
-        objective = "calibrated" if 0 < gpus < 1 or (gpus and len(kinds) > 1) else "measured"
+        shared = 0 < gpus < 1 or (not gpus and settings.cpus_per_trial < 1 and n_concurrent(settings, resources) > 1)
+        objective = "calibrated" if shared or (gpus and len(kinds) > 1) else "measured"
     study.set_user_attr("objective", objective)
     return objective
 
@@ -284,7 +286,11 @@ class Watch(tune.Callback):
         return {}  # Tune snapshots its callbacks; nothing here outlives the run
 
     def on_step_begin(self, **info: object) -> None:
-        self.stop.check()
+        try:
+            self.stop.check()
+        except Stop as reason:
+            self.progress.say(f"Stopping ({reason}): the results are written next. Ctrl-C ends at once, without them.")
+            raise
         if self.search.problem:
             raise self.search.problem
         self.search.flush()
@@ -336,7 +342,10 @@ class Results:
     def told(self, number: int) -> None:
         """A trial's end is in the storage."""
         trials = self.study.get_trials(deepcopy=False)
-        sync_models(trials, self.folder, trials[number], self.checkpoints)
+        try:
+            sync_models(trials, self.folder, trials[number], self.checkpoints)
+        except Unreachable as error:
+            logger.warning("weights are fetched later: %s", error)
         start = time.monotonic()
         if start >= self.next_tables:
             write_tables(self.study, self.folder)
@@ -437,9 +446,10 @@ def run(
     finally:
         search.flush()
         requeue_interrupted(study)
-        kept.remove(TIMINGS)  # the study has it by now
-        if shared:
-            kept.remove(DRIVER_FILE)
+        with suppress(Unreachable):
+            kept.remove(TIMINGS)  # the study has it by now
+            if shared:
+                kept.remove(DRIVER_FILE)
     return search.ending
 
 

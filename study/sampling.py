@@ -209,8 +209,9 @@ class FrontSampler(BaseSampler):
         max_seconds: Candidates that would take longer are not proposed.
         earlier: Trials of an earlier study: the model learns from them, the front does not.
 
-    After a proposal, `gain_per_hour` is the share that a device-hour of training such trials is expected to add to the
-    hypervolume (see `expected_share`), and `stop` says which running trials are worth less than a new one.
+    After a proposal, `gain` is the share that it is expected to add to the hypervolume (see `expected_share`),
+    `gain_per_hour` the same for each device-hour that it takes, and `stop` says which running trials are worth less
+    than a new one.
     """
 
     def __init__(
@@ -234,7 +235,8 @@ class FrontSampler(BaseSampler):
         self.tried: set[frozenset[tuple[str, object]]] = set()  # parameters of trials
         self.counted: set[int] = set()  # numbers of ended trials that are among them
         self.proposed: dict[int, Mapping[str, object]] = {}  # parameters by the trial's number
-        self.gain_per_hour: float | None = None  # None: not known yet
+        self.gain: float | None = None  # None: not known yet
+        self.gain_per_hour: float | None = None
         self.rate: float | None = None  # what decided for the newest proposal: share per second, with `PATIENCE`
         self.slowest = 0.0  # seconds of the reference point at the newest proposal
         self.forecast: Forecast | None = None
@@ -307,9 +309,10 @@ class FrontSampler(BaseSampler):
         rates = share / (seconds + PATIENCE * np.median(seconds))
         best = int(np.argmax(rates))
         has_front = any(trial.values[0] > 0 and trial.values[1] < self.slowest for trial in complete)
-        self.rate = self.gain_per_hour = None
+        self.rate = self.gain = self.gain_per_hour = None
         if has_front:
-            self.rate, self.gain_per_hour = float(rates[best]), 3600 * float(share[best] / seconds[best])
+            self.rate, self.gain = float(rates[best]), float(share[best])
+            self.gain_per_hour = 3600 * self.gain / float(seconds[best])
         return self._taken(timed[best])
 
     def stop(self, running: RunningTrial, trials: Sequence[FrozenTrial]) -> str | None:

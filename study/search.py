@@ -9,6 +9,7 @@ it out again under its number, with its parameters, and the worker goes on from 
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import get_args
@@ -22,7 +23,7 @@ from ray.tune.search import Searcher
 from sqlalchemy.exc import SQLAlchemyError
 
 from study import calibration, storage
-from study.results import describe, gain_per_hour
+from study.results import GAIN, GAIN_PER_HOUR, describe, promised
 from study.sampling import FrontSampler
 from study.settings import Objective, StudySettings
 from study.spaces import Space
@@ -196,7 +197,7 @@ class StudySearch(Searcher):
         self.study, self.configure = study, configure
         known = study.get_trials(deepcopy=False)
         waits = any(trial.state is TrialState.WAITING for trial in known)  # what was begun is to end
-        self.until_gain, self.gain_per_hour = until_gain, None if waits else gain_per_hour(known)
+        self.until_gain, self.gain_per_hour = until_gain, None if waits else promised(known, GAIN_PER_HOUR)
         self.n_trials, self.n_concurrent, self.retries = n_trials, n_concurrent, retries
         self.worker_config, self.on_told = worker_config, on_told
         self.objective, self.stop_rule = objective, stop_rule
@@ -248,7 +249,8 @@ class StudySearch(Searcher):
         trial.set_user_attr("tune_trial_id", trial_id)
         self.gain_per_hour = getattr(self.study.sampler, "gain_per_hour", None)
         if self.gain_per_hour is not None:
-            trial.set_user_attr("expected_gain_per_hour", self.gain_per_hour)
+            trial.set_user_attr(GAIN, self.study.sampler.gain)
+            trial.set_user_attr(GAIN_PER_HOUR, self.gain_per_hour)
         known = calibration.known(self.study, config)
         self.asked = self.silent_since = None
         self.running[trial_id], self.configs[trial_id] = trial, config
@@ -343,13 +345,15 @@ class StudySearch(Searcher):
     def fail(self, trial_id: str, reason: str) -> None:
         """The machine failed this trial: hand it out again, or give it up after `retries` times."""
         trial = self.running[trial_id]
-        n_failures = trial.user_attrs.get("machine_failures", 0) + 1
-        if n_failures > self.retries:
-            self._end(trial_id, TrialState.FAIL, None, f"machine: {reason}, {n_failures} times", {})
+        reasons = [*trial.user_attrs.get("machine_reasons", []), reason]
+        if len(reasons) > self.retries:
+            counted = [f"{reason}, {n} times" if n > 1 else reason for reason, n in Counter(reasons).items()]
+            self._end(trial_id, TrialState.FAIL, None, f"machine: {'; '.join(counted)}", {})
             return
         logger.warning("trial %s goes on from its checkpoint: %s", trial.number, reason)
         self._end(trial_id, None, None, reason, {})
-        self.untold.append((trial, TrialState.WAITING, None, {"machine_failures": n_failures}))
+        attrs = {"machine_reasons": reasons, "reason": f"machine: {reason}"}
+        self.untold.append((trial, TrialState.WAITING, None, attrs))
         self.flush()
 
     def _end(

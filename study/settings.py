@@ -46,7 +46,7 @@ class StudySettings(Frozen):
     seed: Annotated[int, Field(ge=0, lt=2**31 - 1_000_000)] = 0
     retries: Annotated[int, Field(ge=0, le=1000)] = 3
     epoch_timeout: Annotated[float, Field(gt=0, le=1e9)] = 3600.0  # seconds
-    objective: Objective | None = None  # None: calibrated where trials share a GPU or kinds of GPU differ
+    objective: Objective | None = None  # None: calibrated where trials share a device or kinds of GPU differ
     cpus_per_trial: Annotated[float, Field(ge=0.01, le=1024)] = 1.0
     gpus_per_trial: Annotated[float, Field(ge=0, le=64)] | None = None  # None: 1 where there are GPUs
     concurrent: PositiveInt | None = None  # None: as many as fit

@@ -141,12 +141,15 @@ def named(name: str, results_dir: str, url: str | None, field: str = "name") -> 
 def settings_of(study: optuna.Study | None, given: Mapping[str, object]) -> dict[str, object] | None:
     """What the study was made with; None where there is none yet.
 
-    Where its images are known by their fingerprints, `data_dir` is but a place: the one that is `given` now counts.
+    Where its images are known by their fingerprints, `data_dir` is but a place: the one that is `given` now counts. An
+    `objective` that nobody named was decided when the study began.
     """
     stored = None if study is None else study.user_attrs.get("settings")
-    if stored is not None and "images" in study.user_attrs and "data_dir" in given:
-        return stored | {"data_dir": given["data_dir"]}
-    return stored
+    if stored is None:
+        return None
+    place = {"data_dir": given["data_dir"]} if "images" in study.user_attrs and "data_dir" in given else {}
+    decided = study.user_attrs.get("objective", stored.get("objective"))
+    return stored | place | ({"objective": decided} if "objective" in given else {})
 
 
 def made_here(study: optuna.Study) -> bool:

@@ -24,6 +24,7 @@ from trainables.trial import Diverged, Trial
 logger = logging.getLogger(__name__)
 
 CALIBRATION_PATIENCE = 300.0  # seconds that a trial waits for its device to be free of others' epochs
+LOADING_PATIENCE = 3600.0  # seconds that images and a checkpoint may take to be read, if an epoch may not take longer
 
 
 class RayTrial(tune.Trainable):
@@ -76,24 +77,25 @@ class RayTrial(tune.Trainable):
         return {**row, "done": self.trial.done, "seconds_ahead": self.trial.seconds_ahead, **news}
 
     def _open(self) -> None:
-        config = self.config
+        config, timeout = self.config, self.config["epoch_timeout"]
         torch.set_num_threads(config["threads"])
         device = torch.device("cuda" if config["gpu"] and torch.cuda.is_available() else "cpu")
-        require_shared(config["shared"])
-        folder = CheckpointFolder(config["folder"])
-        trial = Trial(
-            TrialConfig(**config["trial"]),
-            load_dataset(DataConfig(**config["data"]), str(device)),
-            EvalConfig(**config["evaluation"]),
-            device,
-            config["shares_gpu"],
-        )
-        state = folder.load(device)
-        if state is not None:
-            trial.load_state_dict(state)
+        with watchdog(max(timeout, LOADING_PATIENCE)):
+            require_shared(config["shared"])
+            folder = CheckpointFolder(config["folder"])
+            trial = Trial(
+                TrialConfig(**config["trial"]),
+                load_dataset(DataConfig(**config["data"]), str(device)),
+                EvalConfig(**config["evaluation"]),
+                device,
+                config["shares_gpu"],
+            )
+            state = folder.load(device)
+            if state is not None:
+                trial.load_state_dict(state)
         self.news = {"earlier": list(trial.curve)}
         if not trial.done:
-            with devices.shared(device, self._study):  # not while another measures
+            with devices.shared(device, self._study), watchdog(timeout):  # not while another measures
                 trial.warm_up()
             self._calibrate(trial)
         self.trial, self.folder = trial, folder

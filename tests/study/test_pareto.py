@@ -162,6 +162,9 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path):
     assert len(pd.read_csv(tmp_path / "mine" / "front.csv")) == 1
     assert "To go on" in out
     first_rows = open_study(tmp_path, "mine").trials[1].user_attrs["curve"]
+    logs = [log.read_text() for log in sorted((tmp_path / "mine" / "tune").glob("*/*/result.json"))]
+    epochs = [[json.loads(line)["epoch"] for line in log.splitlines()] for log in logs]
+    assert epochs == [[*range(1, 13)], [*range(1, len(first_rows) + 1)]]  # Tune's own logs have all that the study has
 
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
@@ -376,6 +379,17 @@ def test_a_study_to_start_from_may_go_and_is_never_the_study_itself(tmp_path, ca
         pareto.resolve(given | {"warm_start": "old"})
     with pytest.raises(InputError, match="warm_start: 'new' given, the study itself"):
         pareto.resolve(given | {"warm_start": "new"})
+
+
+def test_the_objective_that_a_study_has_may_be_named(tmp_path):
+    given = {"results_dir": str(tmp_path), "name": "mine"}
+    made(StudySettings(**given, eps=0.1))
+    study = storage.named("mine", str(tmp_path), None)
+    study.set_user_attr("objective", "measured")
+    assert pareto.resolve(given)[0].objective is None
+    assert pareto.resolve(given | {"objective": "measured"})[0].objective == "measured"
+    with pytest.raises(InputError, match="objective 'calibrated' .the study has 'measured'."):
+        pareto.resolve(given | {"objective": "calibrated"})
 
 
 def test_accuracies_of_a_start_under_another_attack_are_not_taken_in_silence(tmp_path, capsys):

@@ -25,12 +25,12 @@ def test_a_snapshot_counts_trials_by_state():
     assert snapshot.line().startswith("2/10 done, 1 running, 1 failed; front 2, hypervolume")
 
 
-def test_a_line_says_what_a_device_hour_more_would_add_where_the_sampler_knows():
-    assert "device-hour" not in Snapshot(trials(*STATES), 10, 60.0, 0).line()
+def test_a_line_says_what_another_trial_would_add_where_the_sampler_knows():
+    assert "promises" not in Snapshot(trials(*STATES), 10, 60.0, 0).line()
     study = optuna.create_study(directions=DIRECTIONS)
     for gain, text in ((25.914, "2,590"), (0.125, "12.5"), (0.000125, "0.0125")):
-        study.ask().set_user_attr("expected_gain_per_hour", gain)
-        assert f", a device-hour adds about {text} %; elapsed" in Snapshot(study.trials, 10, 60.0, 0).line()
+        study.ask().set_user_attr("expected_gain", gain)
+        assert f", another trial promises {text} % more; elapsed" in Snapshot(study.trials, 10, 60.0, 0).line()
 
 
 def test_the_time_left_follows_this_runs_pace():
@@ -74,7 +74,8 @@ def test_a_front_higher_than_the_window_does_not_hide_how_far_the_study_is():
 def test_an_ended_trial_is_one_line_whatever_its_end():
     rows = trials(*STATES)
     assert ended_line(rows[2]) == "#2 t2: failed, finished"
-    assert ended_line(rows[4]) == "#4 t4: worker lost, goes on from its checkpoint"
+    rows[4].user_attrs["reason"] = "machine: hung, no epoch ended within 15 s"
+    assert ended_line(rows[4]) == "#4 t4: hung, no epoch ended within 15 s; handed out again"
 
 
 def test_the_table_shows_the_interval_of_each_accuracy():

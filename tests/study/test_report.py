@@ -132,12 +132,13 @@ def test_a_study_without_a_complete_trial_gets_a_page_when_it_ends(tmp_path):
     assert "There is no front" in (tmp_path / "report.html").read_text() and (tmp_path / "front.png").exists()
 
 
-def test_what_a_device_hour_more_should_add_is_shown_where_the_sampler_knows(results):
+def test_what_another_trial_should_add_is_shown_where_the_sampler_knows(results):
     trials = storage.named("mine", str(results), None).get_trials()
-    assert "device-hour of training" not in page.page(trials, SETTINGS, "measured", results)
+    assert "another trial promises" not in page.page(trials, SETTINGS, "measured", results)
+    trials[-1].set_user_attr("expected_gain", 0.0312)
     trials[-1].set_user_attr("expected_gain_per_hour", 12.344)
     shown = page.page(trials, SETTINGS, "measured", results)
-    assert "a device-hour of training should add</dt><dd>1,230 %<small>to the hypervolume" in shown
+    assert "another trial promises</dt><dd>3.12 %<small>more hypervolume, at 1,230 % per device-hour" in shown
 
 
 def test_an_unfinished_study_has_a_report_that_says_so(results, capsys):

@@ -18,8 +18,8 @@ def weights(number, config=CONFIG):
     return save({"number": np.array([number])}, {"config": json.dumps(config)})
 
 
-def add(study, adversarial=None, seconds=None, label=None, state=TrialState.COMPLETE):
-    attrs = {"config": CONFIG, "clean_accuracy": 0.9, "n_examples": 100, "reason": "finished", "curve": []}
+def add(study, adversarial=None, seconds=None, label=None, state=TrialState.COMPLETE, config=CONFIG):
+    attrs = {"config": config, "clean_accuracy": 0.9, "n_examples": 100, "reason": "finished", "curve": []}
     attrs |= {"measured_seconds": seconds} | ({"label": label} if label else {})
     values = [adversarial, seconds] if state is TrialState.COMPLETE else None
     study.add_trial(optuna.trial.create_trial(state=state, values=values, user_attrs=attrs))
@@ -75,6 +75,17 @@ def test_tables_are_written_from_the_storage(study, tmp_path):
     low, high = results.wilson(0.3, 100)
     assert front.adversarial_low[0] == pytest.approx(low) and front.adversarial_high[0] == pytest.approx(high)
     assert front["batch_size_schedule.size"][0] == 8 and front.label[1] == "published"
+
+
+def test_whole_numbers_stay_whole_in_a_table_where_some_trials_have_none(study, tmp_path):
+    growing = CONFIG | {"batch_size_schedule": {"kind": "geometric", "first": 16, "last": 128}}
+    add(study, 0.6, 13.0, config=growing)
+    results.write_tables(study, tmp_path)
+    for name in ("trials.csv", "front.csv"):
+        texts = pd.read_csv(tmp_path / name, dtype=str)
+        assert set(texts["batch_size_schedule.first"].dropna()) == {"16"}
+        assert set(texts["batch_size_schedule.size"].dropna()) == {"8"}
+    assert pd.read_csv(tmp_path / "trials.csv").adversarial_accuracy.dtype == float
 
 
 def test_models_hold_front_members_only_and_finished_trials_leave_no_checkpoint(study, tmp_path):

@@ -1,5 +1,6 @@
 import logging
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -8,9 +9,12 @@ import yaml
 
 from study import runner
 from study.settings import StudySettings
+from study.storage import DIRECTIONS
+from tests.study.test_results import add
 from trainables import ray_trainable
 from trainables.config import TrialConfig
 from trainables.errors import InputError
+from trainables.stores import Unreachable
 
 
 @pytest.mark.parametrize(
@@ -89,6 +93,44 @@ def test_a_trial_that_fits_no_single_node_is_refused(nodes, given, answer, on):
 def test_a_trial_that_fits_one_node_is_accepted_and_all_nodes_count(given, nodes, on):
     on(*nodes)
     assert runner.sufficient_resources(StudySettings(name="a", address="auto", **given))["GPU"] == 8
+
+
+def test_no_more_nodes_are_counted_than_a_cluster_may_have_in_all(on, tmp_path):
+    on([], STARTABLE)
+    config = yaml.safe_load(runner.AUTOSCALER_FILE.read_text())
+    runner.AUTOSCALER_FILE.write_text(yaml.safe_dump(config | {"max_workers": 2}))
+    settings = StudySettings(name="a", address="auto", gpus_per_trial=1)
+    assert runner.n_concurrent(settings, runner.sufficient_resources(settings)) == 2
+
+
+@pytest.mark.parametrize(
+    "given, objective",
+    [
+        ({}, "measured"),
+        ({"cpus_per_trial": 0.5}, "calibrated"),  # four trials on two cores
+        ({"cpus_per_trial": 0.5, "concurrent": 1}, "measured"),
+        ({"cpus_per_trial": 2}, "measured"),
+    ],
+)
+def test_trials_that_share_a_core_are_timed_by_calibration(given, objective, on):
+    on([{"CPU": 2.0}], {})
+    settings = StudySettings(name="a", **given)
+    assert runner.resolve_objective(optuna.create_study(), settings, {"CPU": 2.0}) == objective
+
+
+def test_a_store_that_does_not_answer_when_a_trial_ends_does_not_end_the_study(tmp_path, monkeypatch, caplog):
+    study = optuna.create_study(directions=DIRECTIONS)
+    add(study, 0.5, 10.0)
+
+    def unreachable(*args):
+        raise Unreachable("s3://bucket: no answer")
+
+    shown = []
+    monkeypatch.setattr(runner, "sync_models", unreachable)
+    monkeypatch.setattr(runner, "write_tables", lambda *args: shown.append("tables"))
+    progress = SimpleNamespace(update=lambda trials, ended: shown.append(ended.number))
+    runner.Results(study, tmp_path, "s3://bucket", progress).told(0)
+    assert shown == ["tables", 0] and "weights are fetched later: s3://bucket: no answer" in caplog.text
 
 
 def test_on_one_machine_what_an_autoscaler_may_start_does_not_count(on):

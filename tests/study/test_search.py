@@ -336,6 +336,19 @@ def test_a_trial_whose_worker_is_lost_is_handed_out_again_until_its_retries_are_
     assert searcher.suggest("t3")["number"] == 1
 
 
+def test_each_reason_for_which_the_machine_failed_a_trial_is_kept(space):
+    study = new_study()
+    searcher, _ = new_search(study, space)
+    for attempt, reason in enumerate(["node lost", "hung", "node lost"]):
+        searcher.suggest(f"t{attempt}")
+        searcher.on_trial_complete(f"t{attempt}", error=True)
+        searcher.fail(f"t{attempt}", reason)
+        if attempt < 2:
+            waiting = study.trials[0]
+            assert waiting.state is TrialState.WAITING and waiting.user_attrs["reason"] == f"machine: {reason}"
+    assert study.trials[0].user_attrs["reason"] == "machine: node lost, 2 times; hung"
+
+
 def test_the_search_ends_when_enough_trials_have_ended_and_not_before(space):
     study = new_study()
     searcher, _ = new_search(study, space, n_concurrent=3)
@@ -414,7 +427,7 @@ def test_the_sampler_that_knows_seconds_takes_them_from_what_the_study_measured(
     searcher, _ = new_search(study, space, n_concurrent=1)
     assert run_trials(searcher, 7) == 7
     assert study.sampler.expected_seconds(search.TrialConfig(depth=8, norm="fixup", epochs=2)) == pytest.approx(1.6)
-    assert study.trials[6].user_attrs["expected_gain_per_hour"] > 0
+    assert study.trials[6].user_attrs["expected_gain_per_hour"] > study.trials[6].user_attrs["expected_gain"] > 0
 
 
 def test_a_study_ends_once_an_hour_is_expected_to_add_less_than_it_goes_on_for(space):

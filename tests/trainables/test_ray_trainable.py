@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from trainables import devices
+from trainables import devices, ray_trainable
 from trainables.config import ConstantBatch, DataConfig, EvalConfig, TrialConfig
 from trainables.ray_trainable import RayTrial
 from trainables.trial import Trial
@@ -72,3 +72,24 @@ def test_a_resumed_trial_crafts_its_images_while_nobody_measures(worker, monkeyp
     assert [inside for n, inside in crafted if n == 1200] == [True, True]  # 256 at once are crafted to be timed
     crafted.clear()
     assert worker(1, static).step()["done"] and not crafted
+
+
+def test_a_warm_up_that_hangs_ends_the_worker_as_an_epoch_does(worker, monkeypatch):
+    limits, warm_up = [], Trial.warm_up
+
+    @contextmanager
+    def watchdog(seconds):
+        limits.append(seconds)
+        yield
+        limits.pop()
+
+    def noting(trial):
+        assert limits == [60.0]
+        limits.append("seen")
+        warm_up(trial)
+        limits.pop()
+
+    monkeypatch.setattr(ray_trainable, "watchdog", watchdog)
+    monkeypatch.setattr(Trial, "warm_up", noting)
+    worker(1).step()
+    assert limits == []
