@@ -141,7 +141,7 @@ class Trial:
 
     def _seconds(self, size: int) -> float:
         if size != timing.BEFORE:
-            return timing.median_step(partial(self.trainer.seconds, size))
+            return timing.step_seconds(partial(self.trainer.seconds, size))
         images, labels = first_examples(self.dataset.train, timing.CRAFTED_AT_ONCE)
         attacked = self._untrained()
 
@@ -152,7 +152,7 @@ class Trial:
                     self._craft(attacked, images, labels)
             return self._now() - start
 
-        return timing.median_step(craft) * len(self.dataset.train) / len(images)
+        return timing.step_seconds(craft) * len(self.dataset.train) / len(images)
 
     @property
     def seconds_ahead(self) -> float | None:
