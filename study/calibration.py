@@ -13,6 +13,7 @@ from trainables.batch_schedules import batch_sizes
 from trainables.config import TrialConfig
 
 ATTRIBUTE = "seconds_per_step"
+UNEQUAL = 1.5  # measured seconds for equal work, slow trials' over quick ones', that are worth a sentence
 
 # Kind of device -> model key -> batch size (as text: it is JSON) -> seconds of one step.
 Tables = dict[str, dict[str, dict[str, float]]]
@@ -112,3 +113,22 @@ def relative_errors(trials: list[FrozenTrial]) -> np.ndarray:
         if trial.state is TrialState.COMPLETE and trial.user_attrs.get("calibrated_seconds")
     ]
     return np.array([calibrated / measured - 1 for calibrated, measured in both])
+
+
+def error_text(trials: list[FrozenTrial]) -> str:
+    """How far calibrated seconds are off measured ones, and whether trials had equal shares of their device.
+
+    One line; empty where no complete trial has both.
+    """
+    errors = relative_errors(trials)
+    if not len(errors):
+        return ""
+    text = (
+        f"Calibrated seconds are {np.median(errors):+.0%} off measured ones in the median of {len(errors)} trials "
+        f"({errors.min():+.0%} to {errors.max():+.0%})."
+    )
+    quickest, slowest = np.quantile(1 / (1 + errors), [0.1, 0.9])  # measured seconds for a calibrated one
+    if slowest < UNEQUAL * quickest:
+        return text
+    times = slowest / quickest
+    return f"{text} The device was not equally free for all: equal work took some {times:.1f} times as long as others."

@@ -75,3 +75,23 @@ def test_the_error_is_relative_to_the_measured_seconds_of_complete_trials():
         state = optuna.trial.TrialState[state]
         study.add_trial(optuna.trial.create_trial(state=state, values=values, user_attrs=attrs))
     assert calibration.relative_errors(study.trials) == pytest.approx([0.1])
+
+
+@pytest.mark.parametrize(
+    "measured, said, times",
+    [
+        ([], "", None),
+        ([1.0, 1.1, 1.2, 1.25], "-13% off measured ones in the median of 4 trials (-20% to +0%).", None),
+        ([1.0, 1.0, 2.5, 2.5], "-30% off measured ones in the median of 4 trials (-60% to +0%).", "2.5"),
+    ],
+)
+def test_a_device_that_was_not_equally_free_is_told(measured, said, times):
+    study = optuna.create_study(directions=DIRECTIONS)
+    for seconds in measured:
+        attrs = {"measured_seconds": seconds, "calibrated_seconds": 1.0}
+        study.add_trial(optuna.trial.create_trial(values=[0.5, seconds], user_attrs=attrs))
+    unequal = f" The device was not equally free for all: equal work took some {times} times as long as others."
+    assert (
+        calibration.error_text(study.trials)
+        == f"{'Calibrated seconds are ' if said else ''}{said}{unequal if times else ''}"
+    )
