@@ -250,14 +250,14 @@ def every_step(settings: Settings, say: Say) -> None:
     train, _ = images(settings)
     for size in settings.batch_sizes:
         cells = [(norm, training) for norm in settings.norms for training in settings.trainings]
-        # The plain loops of all cells come first: their loader's threads use the device and would disturb captures.
-        batches = plain_loop.batches(train, size, settings.n_workers, settings.torch_device)
+        # The plain loops of all cells come first: their loaders' threads use the device and would disturb captures.
         for norm, training in cells:
             for variant, fast in PLAIN.items():
-                with said_if_it_fails(say, size, norm, training, variant):
+                # A loader of its own for each: one that raised has no batches left.
+                loader = plain_loop.batches(train, size, settings.n_workers, settings.torch_device)
+                with said_if_it_fails(say, size, norm, training, variant), contextlib.closing(loader) as batches:
                     seconds = plain_seconds(settings, batches, norm, training, fast)
                     say(step_row(size, norm, training, variant, seconds))
-        batches.close()
         for norm, training in cells:
             for variant, how in VARIANTS.items():
                 if variant == "engine without graphs" and norm != cells[0][0]:
@@ -278,11 +278,12 @@ VARIANTS = {
 
 @contextlib.contextmanager
 def said_if_it_fails(say: Say, size: int, norm: str, training: str, variant: str) -> Iterator[None]:
-    """One cell that fails, out of memory say, costs no other."""
+    """One cell that fails, out of memory or because a loader's worker died, costs no other."""
     try:
         yield
-    except RuntimeError as error:
-        say({"batch_size": size, "norm": norm, "training": training, "variant": variant, "failed": str(error)})
+    except Exception as error:
+        failed = f"{type(error).__name__}: {error}"
+        say({"batch_size": size, "norm": norm, "training": training, "variant": variant, "failed": failed})
 
 
 def step_row(size: int, norm: str, training: str, variant: str, seconds: float) -> Row:

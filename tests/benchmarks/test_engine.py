@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,24 @@ def test_a_bad_option_gets_one_line(argv, field, capsys):
     assert engine.main(argv) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and field in error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a worker died"), OSError("too many open files")])
+def test_a_loader_that_fails_costs_its_own_cell_alone(error, monkeypatch):
+    said, images = [], plain_loop.Images.__getitem__
+    errors = iter([error])
+
+    def once_broken(self, index):
+        for each in errors:
+            raise each
+        return images(self, index)
+
+    monkeypatch.setattr(plain_loop.Images, "__getitem__", once_broken)
+    engine.steps(replace(engine.SMOKE, norms=("batchnorm",)), said.append)
+    failed = [row for row in said if "failed" in row]
+    assert [(row["training"], row["variant"]) for row in failed] == [("natural", "plain")]
+    assert str(error) in failed[0]["failed"] and type(error).__name__ in failed[0]["failed"]
+    assert len(said) == 2 * (len(engine.PLAIN) + len(engine.VARIANTS))  # two trainings
 
 
 def test_a_packed_process_that_fails_costs_the_other_way_nothing(monkeypatch):
