@@ -4,7 +4,7 @@ Command: python -m benchmarks.engine --out FILE [--data FOLDER]; `--smoke` runs 
 Measured: nothing yet on a GPU. Hardware and versions: those of the run; both are in its JSON.
 Needs torch, torchvision and numpy; torchattacks is used where it is installed. At most ten minutes: each section has
 its own seconds and process, and is written to FILE as it goes, so one that fails or runs late costs only its own rest.
-Everywhere but in `heuristic` and while trials are packed, cuDNN times its kernels, on all sides.
+Everywhere but in `heuristic`, `packing` and `streams` cuDNN times its kernels, on all sides.
 
 Sections and sample sizes:
   ceilings    copy bandwidth, matrix products, seconds per node of a graph: what the floor is computed from
@@ -13,7 +13,7 @@ Sections and sample sizes:
               TF32 as the engine's are, (b) the same with channels_last and autocast,
               (c) this engine in TF32, and (c) in bf16, and (c) without graphs; the median of three timings each;
               capture seconds, once cuDNN has chosen its kernels; the floor of (c)
-  kernels     how many kernels an eager step launches, which the floor needs too
+  kernels     how many kernels an eager step launches at each of these sizes, which the floor needs too
   timed, heuristic  capture seconds in a fresh process, and ms per step, with and without cuDNN timing its kernels
   packing     trials per hour of 1, 2, 4, 8 processes on the GPU, without and with CUDA MPS
   streams     trials per hour of as many trials on streams of one process
@@ -24,7 +24,8 @@ Sections and sample sizes:
 
 The floor of a step, in seconds: max(FLOPs / FLOP/s, bytes / (bytes/s), kernels x seconds per graph node), with the
 FLOPs that torch counts, the bytes of every convolution reading its operands and writing its result once and nothing
-else touching memory, the kernels that one eager step launches, and the ceilings measured in the same run.
+else touching memory, the kernels that one eager step launches, and the ceilings measured in the same run. Where one of
+the three is missing, a profiler that may not see the kernels say, the floor names what it is without.
 """
 
 import argparse
@@ -241,12 +242,6 @@ def ceilings(settings: Settings, say: Say) -> None:
 
 
 def steps(settings: Settings, say: Say) -> None:
-    """All with cuDNN's timed kernels, from the first call of each shape on, whoever makes it."""
-    with fastest_convolutions():
-        every_step(settings, say)
-
-
-def every_step(settings: Settings, say: Say) -> None:
     train, _ = images(settings)
     for size in settings.batch_sizes:
         cells = [(norm, training) for norm in settings.norms for training in settings.trainings]
@@ -255,16 +250,18 @@ def every_step(settings: Settings, say: Say) -> None:
             for variant, fast in PLAIN.items():
                 # A loader of its own for each: one that raised has no batches left.
                 loader = plain_loop.batches(train, size, settings.n_workers, settings.torch_device)
-                with said_if_it_fails(say, size, norm, training, variant), contextlib.closing(loader) as batches:
+                cell = {"batch_size": size, "norm": norm, "training": training, "variant": variant}
+                with said_if_it_fails(say, cell), contextlib.closing(loader) as batches:
                     seconds = plain_seconds(settings, batches, norm, training, fast)
-                    say(step_row(size, norm, training, variant, seconds))
+                    say(cell | speed(size, seconds))
         for norm, training in cells:
             for variant, how in VARIANTS.items():
                 if variant == "engine without graphs" and norm != cells[0][0]:
                     continue
-                with said_if_it_fails(say, size, norm, training, variant):
+                cell = {"batch_size": size, "norm": norm, "training": training, "variant": variant}
+                with said_if_it_fails(say, cell):
                     seconds, more = engine_seconds(settings, train, size, norm, training, how, variant == "engine")
-                    say(step_row(size, norm, training, variant, seconds) | more)
+                    say(cell | speed(size, seconds) | more)
 
 
 PLAIN = {"plain": False, "plain, channels_last and autocast": True}
@@ -277,18 +274,16 @@ VARIANTS = {
 
 
 @contextlib.contextmanager
-def said_if_it_fails(say: Say, size: int, norm: str, training: str, variant: str) -> Iterator[None]:
+def said_if_it_fails(say: Say, cell: Row) -> Iterator[None]:
     """One cell that fails, out of memory or because a loader's worker died, costs no other."""
     try:
         yield
     except Exception as error:
-        failed = f"{type(error).__name__}: {error}"
-        say({"batch_size": size, "norm": norm, "training": training, "variant": variant, "failed": failed})
+        say(cell | {"failed": f"{type(error).__name__}: {error}"})
 
 
-def step_row(size: int, norm: str, training: str, variant: str, seconds: float) -> Row:
-    row: Row = {"batch_size": size, "norm": norm, "training": training, "variant": variant}
-    return row | {"ms_per_step": 1000 * seconds, "images_per_second": size / seconds}
+def speed(size: int, seconds: float) -> Row:
+    return {"ms_per_step": 1000 * seconds, "images_per_second": size / seconds}
 
 
 def plain_seconds(settings: Settings, batches: Iterator, norm: str, training: str, fast: bool) -> float:
@@ -349,18 +344,30 @@ def work(trainer: engine.Trainer, batch_size: int) -> Row:
 def kernels(settings: Settings, say: Say) -> None:
     """In a process of its own, since a profiler may disturb graphs that are captured after it."""
     train, _ = images(settings)
-    size = settings.batch_sizes[0]
-    for norm in settings.norms:
-        for training in settings.trainings:
-            trainer = make_trainer(settings, train, norm, training, size, capture=False)
-            trainer.prepare(size)
-            count = work(trainer, size)["operations"]
-            row = {"kernels": count, "counted_by": "operations dispatched: no CUDA device"}
-            if settings.device == "cuda":
-                trainer._rewind()
-                with trainer._training():
-                    row = {"kernels": profiled_kernels(partial(trainer._step, size)), "counted_by": "profiler"}
-            say({"norm": norm, "training": training, **row})
+    for size in settings.batch_sizes:
+        for norm in settings.norms:
+            for training in settings.trainings:
+                cell = {"batch_size": size, "norm": norm, "training": training}
+                with said_if_it_fails(say, cell):
+                    trainer = make_trainer(settings, train, norm, training, size, capture=False)
+                    say(cell | launched(settings, trainer, size))
+
+
+def launched(settings: Settings, trainer: engine.Trainer, size: int) -> Row:
+    """How many kernels one eager step launches, after one in which cuDNN chose its own.
+
+    Raises:
+        RuntimeError: If the profiler saw none, as where it may not watch the device.
+    """
+    operations = work(trainer, size)["operations"]
+    if settings.device != "cuda":
+        return {"kernels": operations, "counted_by": "operations dispatched: no CUDA device"}
+    trainer._rewind()
+    with trainer._training():
+        n = profiled_kernels(partial(trainer._step, size))
+    if n == 0:
+        raise RuntimeError("the profiler saw no kernel")
+    return {"kernels": n, "counted_by": "profiler"}
 
 
 def profiled_kernels(call: Callable[[], None]) -> int:
@@ -514,11 +521,6 @@ def judged(settings: Settings, model: nn.Module, held_out: Split, n_steps: int) 
 
 
 def evaluation(settings: Settings, say: Say) -> None:
-    with fastest_convolutions():
-        compare_attacks(settings, say)
-
-
-def compare_attacks(settings: Settings, say: Say) -> None:
     train, held_out = images(settings)
     device, size = settings.torch_device, settings.evaluation_batch
     model = trained(settings, train, "tf32", 0).model.eval()
@@ -585,8 +587,8 @@ def parity(settings: Settings, say: Say) -> None:
 
 SECTIONS: dict[str, tuple[Callable[[Settings, Say], None], float]] = {  # and the seconds that each may take
     "ceilings": (ceilings, 25),
-    "steps": (steps, 200),
-    "kernels": (kernels, 35),
+    "steps": (steps, 190),
+    "kernels": (kernels, 45),
     "timed": (partial(tuning, True), 20),
     "heuristic": (partial(tuning, False), 20),
     "packing": (packing, 90),
@@ -595,6 +597,8 @@ SECTIONS: dict[str, tuple[Callable[[Settings, Say], None], float]] = {  # and th
     "parity": (parity, 120),
 }
 
+HEURISTIC = {"heuristic", "packing", "streams"}  # in which cuDNN doesn't time its kernels
+
 MOST_SECONDS = 575.0  # of all together, decoding the images included
 
 
@@ -602,7 +606,10 @@ MOST_SECONDS = 575.0  # of all together, decoding the images included
 
 
 def run_section(name: str, settings: Settings, path: Path) -> None:
-    """Writes the section's rows to `path` as they come."""
+    """Writes the section's rows to `path` as they come.
+
+    cuDNN times its kernels from the first call of each shape on, whoever makes it, but for `HEURISTIC` ones.
+    """
     rows: list[Row] = []
 
     def say(row: Row) -> None:
@@ -610,7 +617,8 @@ def run_section(name: str, settings: Settings, path: Path) -> None:
         print(f"{name}: {json.dumps(row)}", file=sys.stderr, flush=True)
         write_whole(path, json.dumps(rows).encode())
 
-    SECTIONS[name][0](settings, say)
+    with contextlib.nullcontext() if name in HEURISTIC else fastest_convolutions():
+        SECTIONS[name][0](settings, say)
 
 
 def measured(name: str, settings: Settings, argv: list[str], end: float) -> Row:

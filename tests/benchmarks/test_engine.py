@@ -55,14 +55,17 @@ def test_the_table_relates_variants_to_plain_to_the_floor_and_to_each_other():
     rows = [step(8, "plain", 40.0), step(8, "engine", 10.0), step(128, "plain", 60.0), step(128, "engine", 80.0)]
     rows.append({**cell, "batch_size": 8, "variant": "engine bf16", "failed": "out of memory"})
     rows.append(step(512, "engine", 80.0))  # whose plain loop failed
-    found = {"steps": rows, "ceilings": ceilings, "kernels": [{**cell, "kernels": 2}]}
+    counted = [{**cell, "batch_size": 8, "kernels": 2}, {**cell, "batch_size": 128, "failed": "no kernel seen"}]
+    found = {"steps": rows, "ceilings": ceilings, "kernels": counted}
     sections = {name: {"status": "complete", "seconds": 1.0, "rows": rows} for name, rows in found.items()}
     small, large, alone = table(sections)
     assert "times_plain" not in alone["variants"]["engine"] and set(small["variants"]) == {"plain", "engine"}
     shown = "\n".join(lines([small, large, alone], sections))
-    assert "failed out of memory" in shown and "  nan\n" in shown
+    assert "failed out of memory" in shown and "failed no kernel seen" in shown and "  nan\n" in shown
     assert (small["variants"]["engine"]["times_plain"], large["variants"]["engine"]["times_plain"]) == (4, 0.75)
-    assert small["floor"] == {"ms_per_step": 5.0, "by": "bytes", "of": ["bytes", "flops", "kernels"], "times": 2.0}
+    assert small["floor"] == {"ms_per_step": 5.0, "by": "bytes", "times": 2.0, "without": []}
+    assert large["floor"]["without"] == alone["floor"]["without"] == ["kernels"]
+    assert shown.count("floor, by bytes, without kernels ") == 2 and shown.count("floor, by bytes  ") == 1
     assert small_against_large([small, large]) == pytest.approx({"fixup, natural": (10 / 8) / (80 / 128)})
 
 
@@ -92,6 +95,36 @@ def test_a_pgd_step_costs_what_its_passes_add_up_to(content):
         # One attack step adds a forward pass and the input half of a backward pass: 2 of a training step's 3 parts,
         # and what the first convolution's input costs, which training alone leaves out.
         assert 2 / 3 * natural < pgd - natural < 0.8 * natural
+
+
+def test_kernels_are_counted_at_each_batch_size(monkeypatch):
+    said = []
+    monkeypatch.setattr(engine, "work", lambda trainer, size: {"operations": 100 * size})
+    engine.kernels(replace(engine.SMOKE, batch_sizes=(4, 8), norms=("fixup",)), said.append)
+    assert [(row["batch_size"], row["kernels"]) for row in said] == [(4, 400), (4, 400), (8, 800), (8, 800)]
+
+
+def test_no_kernels_seen_is_no_count(monkeypatch):
+    said, counts = [], iter([0, 7])
+    monkeypatch.setattr(engine, "profiled_kernels", lambda call: next(counts))
+    settings = replace(engine.SMOKE, norms=("fixup",))
+    train, _ = engine.images(settings)
+    trainer = engine.make_trainer(settings, train, "fixup", "natural", 4)
+    for _ in range(2):
+        with engine.said_if_it_fails(said.append, {}):
+            said.append(engine.launched(replace(settings, device="cuda"), trainer, 4))
+    assert said == [{"failed": "RuntimeError: the profiler saw no kernel"}, {"kernels": 7, "counted_by": "profiler"}]
+
+
+@pytest.mark.parametrize("name", engine.SECTIONS)
+def test_cudnn_times_its_kernels_where_the_header_says_so(name, monkeypatch, tmp_path):
+    def section(settings, say):
+        say({"timed": torch.backends.cudnn.benchmark})
+
+    monkeypatch.setitem(engine.SECTIONS, name, (section, 1.0))
+    engine.run_section(name, engine.SMOKE, tmp_path / "rows.json")
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["timed"] == (name not in ("heuristic", "packing", "streams"))
 
 
 def test_the_floor_is_the_largest_of_three_bounds():
