@@ -4,6 +4,7 @@ Command: python -m benchmarks.engine --out FILE [--data FOLDER]; `--smoke` runs 
 Measured: nothing yet on a GPU. Hardware and versions: those of the run; both are in its JSON.
 Needs torch, torchvision and numpy; torchattacks is used where it is installed. At most ten minutes: each section has
 its own seconds and process, and is written to FILE as it goes, so one that fails or runs late costs only its own rest.
+One that runs late is told to end, so that it ends what it has started, and killed if it doesn't.
 Everywhere but in `heuristic`, `packing` and `streams` cuDNN times its kernels, on all sides.
 
 Sections and sample sizes:
@@ -34,16 +35,19 @@ import json
 import math
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -394,7 +398,7 @@ def tuning(time_kernels: bool, settings: Settings, say: Say) -> None:
 
 def packing(settings: Settings, say: Say) -> None:
     for how in ("processes", "processes with MPS"):
-        with mps() if how.endswith("MPS") else contextlib.nullcontext("") as refusal:
+        with mps() if how.endswith("MPS") else no_mps() as refusal:
             if refusal:
                 say({"how": how, "not_measured": refusal})
                 continue
@@ -403,6 +407,13 @@ def packing(settings: Settings, say: Say) -> None:
                     say({"how": how, **row})
             except RuntimeError as error:
                 say({"how": how, "failed": str(error)})
+
+
+@contextlib.contextmanager
+def no_mps() -> Iterator[str]:
+    """Processes that are started inside find no MPS daemon, even where one runs already."""
+    with tempfile.TemporaryDirectory() as empty, patch.dict(os.environ, CUDA_MPS_PIPE_DIRECTORY=empty):
+        yield ""
 
 
 def trials_per_hour(settings: Settings, size: int, steps_per_second: float) -> float:
@@ -489,7 +500,6 @@ def steps_per_second(settings: Settings, trainers: list[engine.Trainer], size: i
 
 def streams(settings: Settings, say: Say) -> None:
     """Trials of one process, each on its own stream, fed in turn by one thread."""
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")  # a queue for each, asked for before CUDA starts
     train, _ = images(settings)
     for size in settings.packing_batches:
         trainers = [
@@ -599,7 +609,10 @@ SECTIONS: dict[str, tuple[Callable[[Settings, Say], None], float]] = {  # and th
 
 HEURISTIC = {"heuristic", "packing", "streams"}  # in which cuDNN doesn't time its kernels
 
+ENVIRONMENTS = {"streams": {"CUDA_DEVICE_MAX_CONNECTIONS": "32"}}  # a queue for each, asked for before CUDA starts
+
 MOST_SECONDS = 575.0  # of all together, decoding the images included
+GRACE_SECONDS = 15.0  # for a section that is told to end
 
 
 # Running, keeping and showing
@@ -635,12 +648,45 @@ def measured(name: str, settings: Settings, argv: list[str], end: float) -> Row:
         else:
             command = [sys.executable, "-m", "benchmarks.engine", *argv, "--section", name, "--out", str(path)]
             seconds = max(1.0, min(SECTIONS[name][1], end - start))
-            try:
-                status = "complete" if subprocess.run(command, timeout=seconds).returncode == 0 else "failed"
-            except subprocess.TimeoutExpired:
-                status = f"cut off after {seconds:.0f} s"
+            returned = within(seconds, command, ENVIRONMENTS.get(name, {}) | os.environ)
+            status = {0: "complete", None: f"cut off after {seconds:.0f} s"}.get(returned, "failed")
         rows = json.loads(path.read_text()) if path.exists() else []
         return {"status": status, "seconds": time.perf_counter() - start, "rows": rows}
+
+
+def within(seconds: float, command: list[str], environment: Mapping[str, str]) -> int | None:
+    """The command's exit status; None if it was cut off.
+
+    Whatever ends the wait, the command is told to end, so that it ends what it has started, and killed if it doesn't.
+    """
+    # In a session of its own, where a terminal's Ctrl-C doesn't disturb how it ends.
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        process.terminate()
+        try:
+            process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextlib.contextmanager
+def ending_when_told() -> Iterator[None]:
+    """SIGTERM raises, the first time, so that daemons and processes started here are ended on the way out."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def hardware(settings: Settings) -> Row:
@@ -736,7 +782,8 @@ def benchmark(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     try:
-        benchmark(parse(argv))
+        with ending_when_told():
+            benchmark(parse(argv))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

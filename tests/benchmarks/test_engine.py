@@ -1,6 +1,10 @@
 import json
+import math
+import os
+import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -217,13 +221,108 @@ def test_a_packed_process_that_fails_costs_the_other_way_nothing(monkeypatch):
 
 def test_no_section_goes_on_beyond_the_end_of_all(monkeypatch):
     limits = []
-
-    def section(command, timeout):
-        limits.append(timeout)
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(engine.subprocess, "run", section)
+    monkeypatch.setattr(engine, "within", lambda seconds, command, environment: limits.append(seconds) or 0)
     monkeypatch.setattr(engine.time, "perf_counter", lambda: 100.0)
     for end in (1000.0, 107.0, 90.0):
         assert engine.measured("kernels", engine.Settings(), [], end)["status"] == "complete"
     assert limits == [engine.SECTIONS["kernels"][1], 7.0, 1.0]
+
+
+@pytest.mark.parametrize(("returned", "status"), [(0, "complete"), (1, "failed"), (None, "cut off after 45 s")])
+def test_a_sections_status_is_how_its_process_ended(returned, status, monkeypatch):
+    monkeypatch.setattr(engine, "within", lambda seconds, command, environment: returned)
+    assert engine.measured("kernels", engine.Settings(), [], math.inf)["status"] == status
+
+
+def test_a_section_has_its_environment_from_its_start(monkeypatch):
+    environments = []
+    monkeypatch.setattr(engine, "within", lambda seconds, command, environment: environments.append(environment) or 0)
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
+    for name in ("streams", "steps"):
+        engine.measured(name, engine.Settings(), [], math.inf)
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "4")  # the user's choice
+    engine.measured("streams", engine.Settings(), [], math.inf)
+    assert [each.get("CUDA_DEVICE_MAX_CONNECTIONS") for each in environments] == ["32", None, "4"]
+    assert environments[1].items() >= {"PATH": os.environ["PATH"]}.items()
+
+
+SECTION = """
+import signal, sys, time
+from pathlib import Path
+signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in sys.argv else lambda *_: sys.exit(3))
+try:
+    Path(sys.argv[1]).touch()
+    time.sleep(60)
+finally:
+    print("cleaned up", flush=True)
+"""
+
+
+@pytest.mark.parametrize("error", [subprocess.TimeoutExpired("section", 9.0), KeyboardInterrupt()])
+@pytest.mark.parametrize(("how", "grace", "said"), [("hearing", 50.0, "cleaned up\n"), ("deaf", 0.1, "")])
+def test_a_section_may_clean_up_before_it_is_killed(error, how, grace, said, monkeypatch, tmp_path, capfd):
+    wait, begun, waited = subprocess.Popen.wait, tmp_path / "begun", []
+
+    def interrupted(self, timeout=None):
+        waited.append((self, timeout))
+        if len(waited) > 1:
+            return wait(self, timeout)
+        while not begun.exists():
+            time.sleep(0.05)
+        raise error
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    monkeypatch.setattr(engine, "GRACE_SECONDS", grace)
+    with pytest.raises(KeyboardInterrupt) if isinstance(error, KeyboardInterrupt) else nullcontext():
+        assert engine.within(9.0, [sys.executable, "-c", SECTION, str(begun), how], os.environ) is None
+    process, seconds = waited[0]
+    assert seconds == 9.0 and process.returncode == (3 if how == "hearing" else -signal.SIGKILL)
+    assert capfd.readouterr().out == said
+
+
+def test_within_its_time_a_section_returns_its_status():
+    assert engine.within(60.0, [sys.executable, "-c", "raise SystemExit(7)"], os.environ) == 7
+
+
+def test_a_section_that_is_told_to_end_cleans_up(monkeypatch, tmp_path):
+    happened = []
+
+    def section(settings, say):
+        try:
+            with engine.said_if_it_fails(say, {}):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(30)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # once more, while it cleans up
+            happened.append("cleaned up")
+
+    def before(*_):
+        happened.append("not handled")
+
+    ours = signal.signal(signal.SIGTERM, before)
+    try:
+        monkeypatch.setitem(engine.SECTIONS, "packing", (section, 1.0))
+        with pytest.raises(SystemExit):
+            engine.main(["--smoke", "--section", "packing", "--out", str(tmp_path / "rows.json")])
+        assert happened == ["cleaned up"] and signal.getsignal(signal.SIGTERM) is before
+    finally:
+        signal.signal(signal.SIGTERM, ours)
+
+
+def test_processes_without_mps_find_no_daemon(monkeypatch, tmp_path):
+    found = {}
+
+    def packed(settings):
+        folder = os.environ["CUDA_MPS_PIPE_DIRECTORY"]
+        found[folder] = os.listdir(folder)
+        yield {}
+
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    (tmp_path / "control").touch()
+    monkeypatch.setattr(engine, "mps", lambda: nullcontext(""))
+    monkeypatch.setattr(engine, "packed_processes", packed)
+    engine.packing(engine.SMOKE, lambda row: None)
+    (without, there), (with_mps, files) = found.items()
+    assert there == [] and not Path(without).exists()
+    assert (with_mps, files) == (str(tmp_path), ["control"])
+    assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path)
