@@ -13,9 +13,10 @@ Sections and sample sizes:
               (a) a public-style script (benchmarks/plain_loop.py) in torch's default float32, whose convolutions are
               TF32 as the engine's are, (b) the same with channels_last and autocast,
               (c) this engine in TF32, and (c) in bf16, and (c) without graphs; the median of three timings each;
-              capture seconds, once cuDNN has chosen its kernels; the floor of (c)
+              capture seconds, once cuDNN has chosen the kernels of all sizes of a pass; the floor of (c)
   kernels     how many kernels an eager step launches at each of these sizes, which the floor needs too
-  timed, heuristic  capture seconds in a fresh process, and ms per step, with and without cuDNN timing its kernels
+  timed, heuristic  seconds of preparing in a fresh process, cuDNN's choice and the captures together, and ms per step,
+              with and without cuDNN timing its kernels
   packing     trials per hour of 1, 2, 4, 8 processes on the GPU, without and with CUDA MPS
   streams     trials per hour of as many trials on streams of one process
   evaluation  PGD-20 of 5,000 images by continuous batching, which judges each iterate, beside torchattacks' PGD, which
@@ -108,7 +109,7 @@ SMOKE = Settings(
     device="cpu",
     depth=8,
     image_size=8,
-    n_train=64,
+    n_train=66,  # whose last batch is smaller
     n_held_out=40,
     batch_sizes=(4,),
     pgd_steps=1,
@@ -304,13 +305,22 @@ def engine_seconds(
     """Seconds per step, and what preparing took; with `count` also what the floor is computed from."""
     trainer = make_trainer(settings, train, norm, training, size, **how)
     row = work(trainer, size) if count else {}
+    meet(trainer, size)
     if settings.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     start = now(settings)
     trainer.prepare(size)
-    row |= {"prepare_seconds": now(settings) - start, "captured": bool(trainer.graphs.graphs)}
+    row |= {"prepare_seconds": now(settings) - start, "n_captures": len(trainer.graphs.graphs)}
     seconds = seconds_per_call(settings, lambda n: trainer.seconds(size, n))
     return seconds, row | peak_memory(settings)
+
+
+def meet(trainer: engine.Trainer, batch_size: int) -> None:
+    """One eager step of each size that a pass has, which changes nothing and lets cuDNN choose its kernels."""
+    with trainer.graphs.unchanged(trainer._state()), trainer._training():
+        for size in set(trainer._sizes(batch_size)):
+            trainer._rewind()
+            trainer._step(size)
 
 
 def peak_memory(settings: Settings) -> Row:
@@ -391,9 +401,9 @@ def tuning(time_kernels: bool, settings: Settings, say: Say) -> None:
         trainer = make_trainer(settings, train, "batchnorm", "natural", size, time_kernels=time_kernels)
         start = now(settings)
         trainer.prepare(size)
-        prepared = now(settings) - start
+        row = {"batch_size": size, "prepare_seconds": now(settings) - start, "n_captures": len(trainer.graphs.graphs)}
         seconds = seconds_per_call(settings, lambda n, trainer=trainer, size=size: trainer.seconds(size, n))
-        say({"batch_size": size, "prepare_seconds": prepared, "ms_per_step": 1000 * seconds})
+        say(row | {"ms_per_step": 1000 * seconds})
 
 
 def packing(settings: Settings, say: Say) -> None:
@@ -513,15 +523,17 @@ def streams(settings: Settings, say: Say) -> None:
         del trainers, trainer  # all graphs of a stream go before the stream is used again
 
 
-def trained(settings: Settings, train: Split, precision: str, seed: int) -> engine.Trainer:
-    """FGSM training in batches of 128, its rate falling in a line from 0.1 to 0."""
+def trained(settings: Settings, train: Split, precision: str, seed: int) -> tuple[nn.Module, float]:
+    """FGSM training in batches of 128, its rate falling in a line from 0.1 to 0; the seconds of training alone."""
     size = min(128, len(train))
     trainer = make_trainer(settings, train, "batchnorm", "fgsm", size, precision, seed=seed)
     in_a_pass = math.ceil(len(train) / size)
     n = settings.parity_epochs * in_a_pass
+    trainer.prepare(size)
+    start = now(settings)
     for epoch in range(settings.parity_epochs):
         trainer.train_epoch(size, [0.1 * (1 - (epoch * in_a_pass + i) / n) for i in range(in_a_pass)])
-    return trainer
+    return trainer.model, now(settings) - start
 
 
 def judged(settings: Settings, model: nn.Module, held_out: Split, n_steps: int) -> ContinuousPgd:
@@ -533,7 +545,7 @@ def judged(settings: Settings, model: nn.Module, held_out: Split, n_steps: int) 
 def evaluation(settings: Settings, say: Say) -> None:
     train, held_out = images(settings)
     device, size = settings.torch_device, settings.evaluation_batch
-    model = trained(settings, train, "tf32", 0).model.eval()
+    model = trained(settings, train, "tf32", 0)[0].eval()
     x = data.to_float(held_out.images).contiguous(memory_format=torch.channels_last)
     y = held_out.labels
     torch.manual_seed(0)
@@ -584,9 +596,7 @@ def parity(settings: Settings, say: Say) -> None:
     x = data.to_float(held_out.images).contiguous(memory_format=torch.channels_last)
     for seed in range(settings.seeds):  # the precisions inside, so that a run cut short has whole pairs
         for precision in ("fp32", "tf32", "bf16"):
-            start = now(settings)
-            model = trained(settings, train, precision, seed).model
-            seconds = now(settings) - start
+            model, seconds = trained(settings, train, precision, seed)
             with engine.convolving_in("fp32"):
                 clean = accuracy(model, x, held_out.labels, settings.evaluation_batch)
                 generator = torch.Generator(settings.torch_device).manual_seed(0)

@@ -48,7 +48,7 @@ def table(sections: dict[str, Row]) -> list[Row]:
         if "plain" in cell["variants"]:  # which comes first
             variant["times_plain"] = cell["variants"]["plain"]["ms_per_step"] / variant["ms_per_step"]
         if row["variant"] == "engine":
-            cell["capture_seconds"] = row["prepare_seconds"]
+            cell |= {"capture_seconds": row["prepare_seconds"], "n_captures": row["n_captures"]}
             bounds = floor_seconds(row, n_kernels.get(key), rows_of(sections, "ceilings"))
             if bounds:
                 floor = 1000 * max(bounds.values())

@@ -54,7 +54,7 @@ def test_the_table_relates_variants_to_plain_to_the_floor_and_to_each_other():
     def step(size, variant, ms):
         speed = {"ms_per_step": ms, "images_per_second": 1000 * size / ms}
         return {**cell, "batch_size": size, "variant": variant, **speed, "flops": 100, "least_bytes": 5000,
-                "prepare_seconds": 1.0}  # fmt: skip
+                "prepare_seconds": 1.0, "n_captures": 2}  # fmt: skip
 
     rows = [step(8, "plain", 40.0), step(8, "engine", 10.0), step(128, "plain", 60.0), step(128, "engine", 80.0)]
     rows.append({**cell, "batch_size": 8, "variant": "engine bf16", "failed": "out of memory"})
@@ -70,6 +70,7 @@ def test_the_table_relates_variants_to_plain_to_the_floor_and_to_each_other():
     assert small["floor"] == {"ms_per_step": 5.0, "by": "bytes", "times": 2.0, "without": []}
     assert large["floor"]["without"] == alone["floor"]["without"] == ["kernels"]
     assert shown.count("floor, by bytes, without kernels ") == 2 and shown.count("floor, by bytes  ") == 1
+    assert (small["capture_seconds"], small["n_captures"]) == (1.0, 2)
     assert small_against_large([small, large]) == pytest.approx({"fixup, natural": (10 / 8) / (80 / 128)})
 
 
@@ -129,6 +130,51 @@ def test_cudnn_times_its_kernels_where_the_header_says_so(name, monkeypatch, tmp
     engine.run_section(name, engine.SMOKE, tmp_path / "rows.json")
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert row["timed"] == (name not in ("heuristic", "packing", "streams"))
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """Steps by their size, what is prepared and looks at the clock, in order."""
+    happened, step, prepare = [], engine.engine.Trainer._step, engine.Graphs.prepare
+
+    def step_told(self, size):
+        happened.append(size)
+        step(self, size)
+
+    def prepare_told(self, key, work, state):
+        happened.extend(["prepares"] * (key not in self.prepared))
+        prepare(self, key, work, state)
+
+    monkeypatch.setattr(engine.engine.Trainer, "_step", step_told)
+    monkeypatch.setattr(engine.Graphs, "prepare", prepare_told)
+    monkeypatch.setattr(engine, "now", lambda settings: happened.append("clock") or time.perf_counter())
+    return happened
+
+
+@pytest.mark.parametrize("count", [True, False])
+def test_all_sizes_of_a_pass_are_met_before_captures_are_timed(count, events):
+    train, _ = engine.images(engine.SMOKE)
+    assert len(train) % 4 == 2
+    _, row = engine.engine_seconds(engine.SMOKE, train, 4, "batchnorm", "natural", {}, count)
+    before = events[: events.index("clock")]
+    assert set(before) == {4, 2}
+    assert events[len(before) :][:6] == ["clock", "prepares", 4, "prepares", 2, "clock"]
+    assert row["n_captures"] == 0  # none off CUDA
+
+
+def test_meeting_the_sizes_changes_nothing():
+    train, _ = engine.images(engine.SMOKE)
+    trainer = engine.make_trainer(engine.SMOKE, train, "batchnorm", "pgd", 4)
+    before = [tensor.clone() for tensor in (*trainer._state(), trainer.generator.get_state())]
+    engine.meet(trainer, 4)
+    after = [*trainer._state(), trainer.generator.get_state()]
+    assert all(map(torch.equal, before, after))
+
+
+def test_parity_times_training_alone(events):
+    train, _ = engine.images(engine.SMOKE)
+    engine.trained(engine.SMOKE, train, "fp32", 0)
+    assert events == ["prepares", 66, "clock", 66, "clock"]
 
 
 def test_the_floor_is_the_largest_of_three_bounds():
