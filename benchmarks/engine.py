@@ -4,7 +4,8 @@ Command: python -m benchmarks.engine --out FILE [--data FOLDER]; `--smoke` runs 
 Measured: nothing yet on a GPU. Hardware and versions: those of the run; both are in its JSON.
 Needs torch, torchvision and numpy; torchattacks is used where it is installed. At most ten minutes: each section has
 its own seconds and process, and is written to FILE as it goes, so one that fails or runs late costs only its own rest.
-Everywhere but in `heuristic` and while trials are packed, cuDNN times its kernels, on all sides.
+One that runs late is told to end, so that it ends what it has started, and killed if it doesn't.
+Everywhere but in `heuristic`, `packing` and `streams` cuDNN times its kernels, on all sides.
 
 Sections and sample sizes:
   ceilings    copy bandwidth, matrix products, seconds per node of a graph: what the floor is computed from
@@ -12,9 +13,10 @@ Sections and sample sizes:
               (a) a public-style script (benchmarks/plain_loop.py) in torch's default float32, whose convolutions are
               TF32 as the engine's are, (b) the same with channels_last and autocast,
               (c) this engine in TF32, and (c) in bf16, and (c) without graphs; the median of three timings each;
-              capture seconds, once cuDNN has chosen its kernels; the floor of (c)
-  kernels     how many kernels an eager step launches, which the floor needs too
-  timed, heuristic  capture seconds in a fresh process, and ms per step, with and without cuDNN timing its kernels
+              capture seconds, once cuDNN has chosen the kernels of all sizes of a pass; the floor of (c)
+  kernels     how many kernels an eager step launches at each of these sizes, which the floor needs too
+  timed, heuristic  seconds of preparing in a fresh process, cuDNN's choice and the captures together, and ms per step,
+              with and without cuDNN timing its kernels
   packing     trials per hour of 1, 2, 4, 8 processes on the GPU, without and with CUDA MPS
   streams     trials per hour of as many trials on streams of one process
   evaluation  PGD-20 of 5,000 images by continuous batching, which judges each iterate, beside torchattacks' PGD, which
@@ -24,7 +26,8 @@ Sections and sample sizes:
 
 The floor of a step, in seconds: max(FLOPs / FLOP/s, bytes / (bytes/s), kernels x seconds per graph node), with the
 FLOPs that torch counts, the bytes of every convolution reading its operands and writing its result once and nothing
-else touching memory, the kernels that one eager step launches, and the ceilings measured in the same run.
+else touching memory, the kernels that one eager step launches, and the ceilings measured in the same run. Where one of
+the three is missing, a profiler that may not see the kernels say, the floor names what it is without.
 """
 
 import argparse
@@ -33,16 +36,19 @@ import json
 import math
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +109,7 @@ SMOKE = Settings(
     device="cpu",
     depth=8,
     image_size=8,
-    n_train=64,
+    n_train=66,  # whose last batch is smaller
     n_held_out=40,
     batch_sizes=(4,),
     pgd_steps=1,
@@ -241,30 +247,26 @@ def ceilings(settings: Settings, say: Say) -> None:
 
 
 def steps(settings: Settings, say: Say) -> None:
-    """All with cuDNN's timed kernels, from the first call of each shape on, whoever makes it."""
-    with fastest_convolutions():
-        every_step(settings, say)
-
-
-def every_step(settings: Settings, say: Say) -> None:
     train, _ = images(settings)
     for size in settings.batch_sizes:
         cells = [(norm, training) for norm in settings.norms for training in settings.trainings]
-        # The plain loops of all cells come first: their loader's threads use the device and would disturb captures.
-        batches = plain_loop.batches(train, size, settings.n_workers, settings.torch_device)
+        # The plain loops of all cells come first: their loaders' threads use the device and would disturb captures.
         for norm, training in cells:
             for variant, fast in PLAIN.items():
-                with said_if_it_fails(say, size, norm, training, variant):
+                # A loader of its own for each: one that raised has no batches left.
+                loader = plain_loop.batches(train, size, settings.n_workers, settings.torch_device)
+                cell = {"batch_size": size, "norm": norm, "training": training, "variant": variant}
+                with said_if_it_fails(say, cell), contextlib.closing(loader) as batches:
                     seconds = plain_seconds(settings, batches, norm, training, fast)
-                    say(step_row(size, norm, training, variant, seconds))
-        batches.close()
+                    say(cell | speed(size, seconds))
         for norm, training in cells:
             for variant, how in VARIANTS.items():
                 if variant == "engine without graphs" and norm != cells[0][0]:
                     continue
-                with said_if_it_fails(say, size, norm, training, variant):
+                cell = {"batch_size": size, "norm": norm, "training": training, "variant": variant}
+                with said_if_it_fails(say, cell):
                     seconds, more = engine_seconds(settings, train, size, norm, training, how, variant == "engine")
-                    say(step_row(size, norm, training, variant, seconds) | more)
+                    say(cell | speed(size, seconds) | more)
 
 
 PLAIN = {"plain": False, "plain, channels_last and autocast": True}
@@ -277,17 +279,16 @@ VARIANTS = {
 
 
 @contextlib.contextmanager
-def said_if_it_fails(say: Say, size: int, norm: str, training: str, variant: str) -> Iterator[None]:
-    """One cell that fails, out of memory say, costs no other."""
+def said_if_it_fails(say: Say, cell: Row) -> Iterator[None]:
+    """One cell that fails, out of memory or because a loader's worker died, costs no other."""
     try:
         yield
-    except RuntimeError as error:
-        say({"batch_size": size, "norm": norm, "training": training, "variant": variant, "failed": str(error)})
+    except Exception as error:
+        say(cell | {"failed": f"{type(error).__name__}: {error}"})
 
 
-def step_row(size: int, norm: str, training: str, variant: str, seconds: float) -> Row:
-    row: Row = {"batch_size": size, "norm": norm, "training": training, "variant": variant}
-    return row | {"ms_per_step": 1000 * seconds, "images_per_second": size / seconds}
+def speed(size: int, seconds: float) -> Row:
+    return {"ms_per_step": 1000 * seconds, "images_per_second": size / seconds}
 
 
 def plain_seconds(settings: Settings, batches: Iterator, norm: str, training: str, fast: bool) -> float:
@@ -304,13 +305,22 @@ def engine_seconds(
     """Seconds per step, and what preparing took; with `count` also what the floor is computed from."""
     trainer = make_trainer(settings, train, norm, training, size, **how)
     row = work(trainer, size) if count else {}
+    meet(trainer, size)
     if settings.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     start = now(settings)
     trainer.prepare(size)
-    row |= {"prepare_seconds": now(settings) - start, "captured": bool(trainer.graphs.graphs)}
+    row |= {"prepare_seconds": now(settings) - start, "n_captures": len(trainer.graphs.graphs)}
     seconds = seconds_per_call(settings, lambda n: trainer.seconds(size, n))
     return seconds, row | peak_memory(settings)
+
+
+def meet(trainer: engine.Trainer, batch_size: int) -> None:
+    """One eager step of each size that a pass has, which changes nothing and lets cuDNN choose its kernels."""
+    with trainer.graphs.unchanged(trainer._state()), trainer._training():
+        for size in set(trainer._sizes(batch_size)):
+            trainer._rewind()
+            trainer._step(size)
 
 
 def peak_memory(settings: Settings) -> Row:
@@ -348,18 +358,30 @@ def work(trainer: engine.Trainer, batch_size: int) -> Row:
 def kernels(settings: Settings, say: Say) -> None:
     """In a process of its own, since a profiler may disturb graphs that are captured after it."""
     train, _ = images(settings)
-    size = settings.batch_sizes[0]
-    for norm in settings.norms:
-        for training in settings.trainings:
-            trainer = make_trainer(settings, train, norm, training, size, capture=False)
-            trainer.prepare(size)
-            count = work(trainer, size)["operations"]
-            row = {"kernels": count, "counted_by": "operations dispatched: no CUDA device"}
-            if settings.device == "cuda":
-                trainer._rewind()
-                with trainer._training():
-                    row = {"kernels": profiled_kernels(partial(trainer._step, size)), "counted_by": "profiler"}
-            say({"norm": norm, "training": training, **row})
+    for size in settings.batch_sizes:
+        for norm in settings.norms:
+            for training in settings.trainings:
+                cell = {"batch_size": size, "norm": norm, "training": training}
+                with said_if_it_fails(say, cell):
+                    trainer = make_trainer(settings, train, norm, training, size, capture=False)
+                    say(cell | launched(settings, trainer, size))
+
+
+def launched(settings: Settings, trainer: engine.Trainer, size: int) -> Row:
+    """How many kernels one eager step launches, after one in which cuDNN chose its own.
+
+    Raises:
+        RuntimeError: If the profiler saw none, as where it may not watch the device.
+    """
+    operations = work(trainer, size)["operations"]
+    if settings.device != "cuda":
+        return {"kernels": operations, "counted_by": "operations dispatched: no CUDA device"}
+    trainer._rewind()
+    with trainer._training():
+        n = profiled_kernels(partial(trainer._step, size))
+    if n == 0:
+        raise RuntimeError("the profiler saw no kernel")
+    return {"kernels": n, "counted_by": "profiler"}
 
 
 def profiled_kernels(call: Callable[[], None]) -> int:
@@ -379,14 +401,14 @@ def tuning(time_kernels: bool, settings: Settings, say: Say) -> None:
         trainer = make_trainer(settings, train, "batchnorm", "natural", size, time_kernels=time_kernels)
         start = now(settings)
         trainer.prepare(size)
-        prepared = now(settings) - start
+        row = {"batch_size": size, "prepare_seconds": now(settings) - start, "n_captures": len(trainer.graphs.graphs)}
         seconds = seconds_per_call(settings, lambda n, trainer=trainer, size=size: trainer.seconds(size, n))
-        say({"batch_size": size, "prepare_seconds": prepared, "ms_per_step": 1000 * seconds})
+        say(row | {"ms_per_step": 1000 * seconds})
 
 
 def packing(settings: Settings, say: Say) -> None:
     for how in ("processes", "processes with MPS"):
-        with mps() if how.endswith("MPS") else contextlib.nullcontext("") as refusal:
+        with mps() if how.endswith("MPS") else no_mps() as refusal:
             if refusal:
                 say({"how": how, "not_measured": refusal})
                 continue
@@ -395,6 +417,13 @@ def packing(settings: Settings, say: Say) -> None:
                     say({"how": how, **row})
             except RuntimeError as error:
                 say({"how": how, "failed": str(error)})
+
+
+@contextlib.contextmanager
+def no_mps() -> Iterator[str]:
+    """Processes that are started inside find no MPS daemon, even where one runs already."""
+    with tempfile.TemporaryDirectory() as empty, patch.dict(os.environ, CUDA_MPS_PIPE_DIRECTORY=empty):
+        yield ""
 
 
 def trials_per_hour(settings: Settings, size: int, steps_per_second: float) -> float:
@@ -481,7 +510,6 @@ def steps_per_second(settings: Settings, trainers: list[engine.Trainer], size: i
 
 def streams(settings: Settings, say: Say) -> None:
     """Trials of one process, each on its own stream, fed in turn by one thread."""
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")  # a queue for each, asked for before CUDA starts
     train, _ = images(settings)
     for size in settings.packing_batches:
         trainers = [
@@ -495,15 +523,17 @@ def streams(settings: Settings, say: Say) -> None:
         del trainers, trainer  # all graphs of a stream go before the stream is used again
 
 
-def trained(settings: Settings, train: Split, precision: str, seed: int) -> engine.Trainer:
-    """FGSM training in batches of 128, its rate falling in a line from 0.1 to 0."""
+def trained(settings: Settings, train: Split, precision: str, seed: int) -> tuple[nn.Module, float]:
+    """FGSM training in batches of 128, its rate falling in a line from 0.1 to 0; the seconds of training alone."""
     size = min(128, len(train))
     trainer = make_trainer(settings, train, "batchnorm", "fgsm", size, precision, seed=seed)
     in_a_pass = math.ceil(len(train) / size)
     n = settings.parity_epochs * in_a_pass
+    trainer.prepare(size)
+    start = now(settings)
     for epoch in range(settings.parity_epochs):
         trainer.train_epoch(size, [0.1 * (1 - (epoch * in_a_pass + i) / n) for i in range(in_a_pass)])
-    return trainer
+    return trainer.model, now(settings) - start
 
 
 def judged(settings: Settings, model: nn.Module, held_out: Split, n_steps: int) -> ContinuousPgd:
@@ -513,14 +543,9 @@ def judged(settings: Settings, model: nn.Module, held_out: Split, n_steps: int) 
 
 
 def evaluation(settings: Settings, say: Say) -> None:
-    with fastest_convolutions():
-        compare_attacks(settings, say)
-
-
-def compare_attacks(settings: Settings, say: Say) -> None:
     train, held_out = images(settings)
     device, size = settings.torch_device, settings.evaluation_batch
-    model = trained(settings, train, "tf32", 0).model.eval()
+    model = trained(settings, train, "tf32", 0)[0].eval()
     x = data.to_float(held_out.images).contiguous(memory_format=torch.channels_last)
     y = held_out.labels
     torch.manual_seed(0)
@@ -571,9 +596,7 @@ def parity(settings: Settings, say: Say) -> None:
     x = data.to_float(held_out.images).contiguous(memory_format=torch.channels_last)
     for seed in range(settings.seeds):  # the precisions inside, so that a run cut short has whole pairs
         for precision in ("fp32", "tf32", "bf16"):
-            start = now(settings)
-            model = trained(settings, train, precision, seed).model
-            seconds = now(settings) - start
+            model, seconds = trained(settings, train, precision, seed)
             with engine.convolving_in("fp32"):
                 clean = accuracy(model, x, held_out.labels, settings.evaluation_batch)
                 generator = torch.Generator(settings.torch_device).manual_seed(0)
@@ -584,8 +607,8 @@ def parity(settings: Settings, say: Say) -> None:
 
 SECTIONS: dict[str, tuple[Callable[[Settings, Say], None], float]] = {  # and the seconds that each may take
     "ceilings": (ceilings, 25),
-    "steps": (steps, 200),
-    "kernels": (kernels, 35),
+    "steps": (steps, 190),
+    "kernels": (kernels, 45),
     "timed": (partial(tuning, True), 20),
     "heuristic": (partial(tuning, False), 20),
     "packing": (packing, 90),
@@ -594,14 +617,22 @@ SECTIONS: dict[str, tuple[Callable[[Settings, Say], None], float]] = {  # and th
     "parity": (parity, 120),
 }
 
+HEURISTIC = {"heuristic", "packing", "streams"}  # in which cuDNN doesn't time its kernels
+
+ENVIRONMENTS = {"streams": {"CUDA_DEVICE_MAX_CONNECTIONS": "32"}}  # a queue for each, asked for before CUDA starts
+
 MOST_SECONDS = 575.0  # of all together, decoding the images included
+GRACE_SECONDS = 15.0  # for a section that is told to end
 
 
 # Running, keeping and showing
 
 
 def run_section(name: str, settings: Settings, path: Path) -> None:
-    """Writes the section's rows to `path` as they come."""
+    """Writes the section's rows to `path` as they come.
+
+    cuDNN times its kernels from the first call of each shape on, whoever makes it, but for `HEURISTIC` ones.
+    """
     rows: list[Row] = []
 
     def say(row: Row) -> None:
@@ -609,7 +640,8 @@ def run_section(name: str, settings: Settings, path: Path) -> None:
         print(f"{name}: {json.dumps(row)}", file=sys.stderr, flush=True)
         write_whole(path, json.dumps(rows).encode())
 
-    SECTIONS[name][0](settings, say)
+    with contextlib.nullcontext() if name in HEURISTIC else fastest_convolutions():
+        SECTIONS[name][0](settings, say)
 
 
 def measured(name: str, settings: Settings, argv: list[str], end: float) -> Row:
@@ -626,12 +658,45 @@ def measured(name: str, settings: Settings, argv: list[str], end: float) -> Row:
         else:
             command = [sys.executable, "-m", "benchmarks.engine", *argv, "--section", name, "--out", str(path)]
             seconds = max(1.0, min(SECTIONS[name][1], end - start))
-            try:
-                status = "complete" if subprocess.run(command, timeout=seconds).returncode == 0 else "failed"
-            except subprocess.TimeoutExpired:
-                status = f"cut off after {seconds:.0f} s"
+            returned = within(seconds, command, ENVIRONMENTS.get(name, {}) | os.environ)
+            status = {0: "complete", None: f"cut off after {seconds:.0f} s"}.get(returned, "failed")
         rows = json.loads(path.read_text()) if path.exists() else []
         return {"status": status, "seconds": time.perf_counter() - start, "rows": rows}
+
+
+def within(seconds: float, command: list[str], environment: Mapping[str, str]) -> int | None:
+    """The command's exit status; None if it was cut off.
+
+    Whatever ends the wait, the command is told to end, so that it ends what it has started, and killed if it doesn't.
+    """
+    # In a session of its own, where a terminal's Ctrl-C doesn't disturb how it ends.
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        process.terminate()
+        try:
+            process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextlib.contextmanager
+def ending_when_told() -> Iterator[None]:
+    """SIGTERM raises, the first time, so that daemons and processes started here are ended on the way out."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def hardware(settings: Settings) -> Row:
@@ -727,7 +792,8 @@ def benchmark(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     try:
-        benchmark(parse(argv))
+        with ending_when_told():
+            benchmark(parse(argv))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 Row = dict[str, object]
 
+BOUNDS = {"flops", "bytes", "kernels"}
+
 FLOOR = "max(flops / flop_per_second, least_bytes / bytes_per_second, kernels * seconds of a graph node)"
 
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by number of pairs
@@ -30,7 +32,11 @@ def floor_seconds(row: Row, n_kernels: int | None, ceilings: list[Row], precisio
 
 def table(sections: dict[str, Row]) -> list[Row]:
     """One cell for each batch size, norm and training: every variant beside plain, and the engine beside its floor."""
-    n_kernels = {(row["norm"], row["training"]): row["kernels"] for row in rows_of(sections, "kernels")}
+    n_kernels = {
+        (row["batch_size"], row["norm"], row["training"]): row["kernels"]
+        for row in rows_of(sections, "kernels")
+        if "failed" not in row
+    }
     cells: dict[tuple, Row] = {}
     for row in rows_of(sections, "steps"):
         if "failed" in row:
@@ -42,13 +48,14 @@ def table(sections: dict[str, Row]) -> list[Row]:
         if "plain" in cell["variants"]:  # which comes first
             variant["times_plain"] = cell["variants"]["plain"]["ms_per_step"] / variant["ms_per_step"]
         if row["variant"] == "engine":
-            cell["capture_seconds"] = row["prepare_seconds"]
-            bounds = floor_seconds(row, n_kernels.get(key[1:]), rows_of(sections, "ceilings"))
+            cell |= {"capture_seconds": row["prepare_seconds"], "n_captures": row["n_captures"]}
+            bounds = floor_seconds(row, n_kernels.get(key), rows_of(sections, "ceilings"))
             if bounds:
                 floor = 1000 * max(bounds.values())
                 bound_by = max(bounds, key=bounds.__getitem__)
                 times = variant["ms_per_step"] / floor
-                cell["floor"] = {"ms_per_step": floor, "by": bound_by, "of": sorted(bounds), "times": times}
+                cell["floor"] = {"ms_per_step": floor, "by": bound_by, "times": times}
+                cell["floor"]["without"] = sorted(BOUNDS - bounds.keys())
     return list(cells.values())
 
 
@@ -93,10 +100,12 @@ def lines(cells: list[Row], sections: dict[str, Row]) -> Iterator[str]:
                 f"{variant.get('times_plain', math.nan):8.2f}"
             )
         if "floor" in cell:
-            yield f"{'':25} {'floor, by ' + cell['floor']['by']:34} {'':10} {cell['floor']['ms_per_step']:9.3f}"
-    for row in rows_of(sections, "steps"):
-        if "failed" in row:
-            yield "steps      " + ", ".join(f"{key} {value}" for key, value in row.items())
+            name = ", without ".join([f"floor, by {cell['floor']['by']}", *cell["floor"]["without"]])
+            yield f"{'':25} {name:34} {'':10} {cell['floor']['ms_per_step']:9.3f}"
+    for name in ("steps", "kernels"):
+        for row in rows_of(sections, name):
+            if "failed" in row:
+                yield f"{name:10} " + ", ".join(f"{key} {value}" for key, value in row.items())
     for name in ("timed", "heuristic", "packing", "streams", "evaluation", "parity"):
         for row in rows_of(sections, name):
             yield f"{name:10} " + ", ".join(f"{key} {short(value)}" for key, value in row.items())

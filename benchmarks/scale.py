@@ -1,7 +1,8 @@
 """What the service itself costs a trial, and how that grows: a study of trials that do nothing.
 
 Command: python -m benchmarks.scale --trials 5000 --concurrent 64 --sampler front --out FILE
-Measured: see the JSON, which holds hardware, versions and the seconds of each hundred trials, and docs/cluster.md.
+Measured: benchmarks/results/scale-front.json, and scale.json with TPE, whose version of this script did not write the
+sampler yet; both hold hardware, versions and the seconds of each hundred trials. docs/cluster.md has the commands.
 Hardware: one machine plays all nodes.
 Baseline: none; `Tune` is what remains of the wall clock when all else is subtracted.
 

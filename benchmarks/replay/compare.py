@@ -1,13 +1,14 @@
 """Runs searches on the replay; see docs/search.md.
 
 python -m benchmarks.replay.compare run out.jsonl "random;front" --seeds 20 --budget 120 --overhead 0.1
-    python -m benchmarks.replay.compare show benchmarks/results/replay/runs.jsonl.xz
+python -m benchmarks.replay.compare show benchmarks/results/replay/runs.jsonl.xz
 """
 
 import json
 import lzma
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from study.front import hypervolume, non_dominated
 from trainables.errors import InputError, nearest
 
 N_WORKERS = 4
+
+Run = dict[str, object]  # a line of a file: what defines one search, and what came of it
+DEFINES = ("method", "seed", "model", "overhead", "budget")
+KEY = DEFINES[:4]
 
 
 @click.group(name="compare", help=__doc__)
@@ -43,21 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option("--overhead", default=0.0, help="Seconds a trial holds its device before its first epoch.")
 @click.option("--model", default="process", help="process or forest")
 def run(path: Path, names: str, seeds: int, first_seed: int, budget: float, overhead: float, model: str) -> None:
-    """Append one line per search and seed; those already there are not run again."""
+    """Append one line per search and seed; those in PATH with the same model, overhead and budget are not run again."""
     for name in names.split(";"):
         if name not in METHODS:
             raise InputError(f"names: {nearest(name, list(METHODS))}")
     if model not in surrogate.MODELS:
         raise InputError(f"model: {nearest(model, list(surrogate.MODELS))}")
     world = World(surrogate.load(model))
-    done = set()
-    if path.exists():
-        done = {
-            (r["method"], r["seed"], r["model"], r["overhead"]) for r in map(json.loads, path.read_text().splitlines())
-        }
+    done = {tuple(each[field] for field in DEFINES) for each in (runs([path]) if path.exists() else [])}
     for seed in range(first_seed, first_seed + seeds):
         for name in names.split(";"):
-            if (name, seed, model, overhead) in done:
+            values = (name, seed, model, overhead, budget)
+            if values in done:
                 continue
             start = time.process_time()
             outcome = simulate(
@@ -68,7 +70,7 @@ def run(path: Path, names: str, seeds: int, first_seed: int, budget: float, over
                 seed=seed,
                 overhead=overhead,
             )
-            row = {"method": name, "seed": seed, "model": model, "overhead": overhead, "budget": budget}
+            row = dict(zip(DEFINES, values, strict=True))
             row |= {"n_started": outcome.n_started, "n_stopped": outcome.n_stopped}
             row |= {"cpu_seconds": round(time.process_time() - start, 1)}
             row |= {"completed": [[round(value, 4) for value in point] for point in outcome.completed]}
@@ -83,27 +85,49 @@ DRAWN = ["front", "GP", "TPE, stopping", "TPE", "ASHA", "NSGA-II", "random", "MO
 Curves = dict[str, np.ndarray]  # hypervolume by seed and budget
 
 
-def runs(path: Path) -> list[dict[str, object]]:
+def runs(paths: Sequence[Path]) -> list[Run]:
     """What `run` wrote; may be packed by xz."""
-    content = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
-    return [json.loads(line) for line in content.splitlines()]
+    found: list[Run] = []
+    for path in paths:
+        with (lzma.open if path.suffix == ".xz" else open)(path) as file:
+            found += map(json.loads, file)
+    return found
 
 
-def curves(paths: Sequence[Path], budgets: np.ndarray, log: bool, chosen: bool = False) -> Curves:
+def require_comparable(found: Sequence[Run]) -> None:
+    """All searches on one surrogate with one overhead, each with one budget, which may be less than another's.
+
+    Raises:
+        InputError: If they are not, or a search is there twice with the same seed.
+    """
+    for field in ("model", "overhead"):
+        values = sorted({str(run[field]) for run in found})
+        if len(values) > 1:
+            raise InputError(f"{field}: runs with {' and '.join(values)} given; accepted: files with one {field}")
+    budgets: dict[str, float] = {}
+    for run in found:
+        method, budget = run["method"], run["budget"]
+        if budgets.setdefault(method, budget) != budget:
+            raise InputError(
+                f"budget: runs of {method!r} with {budgets[method]:g} and {budget:g} given; accepted: files with one"
+            )
+    for (method, seed), n in Counter((run["method"], run["seed"]) for run in found).items():
+        if n > 1:
+            raise InputError(f"seed: {n} runs of {method!r} with seed {seed} given; accepted: one")
+
+
+def curves(searches: Sequence[Run], budgets: np.ndarray, log: bool, chosen: bool = False) -> Curves:
     """Hypervolume of completed trials by true accuracy, of each search, (seeds, budgets); NaN beyond its budget.
 
     Args:
         chosen: Only of those that a user would choose: the front by observed accuracy.
     """
     found: dict[str, list[np.ndarray]] = {}
-    for path in paths:
-        for run in runs(path):
-            points = np.array(run["completed"]).reshape(-1, 4)
-            found.setdefault(run["method"], []).append(
-                np.array(
-                    [volume(points, budget, log, chosen) if budget <= run["budget"] else np.nan for budget in budgets]
-                )
-            )
+    for run in searches:
+        points = np.array(run["completed"]).reshape(-1, 4)
+        found.setdefault(run["method"], []).append(
+            np.array([volume(points, budget, log, chosen) if budget <= run["budget"] else np.nan for budget in budgets])
+        )
     return {method: np.stack(each) for method, each in found.items()}
 
 
@@ -114,10 +138,10 @@ def observed_front(points: np.ndarray) -> np.ndarray:
     return points[first][non_dominated(np.column_stack([means, points[first, 3]]))]
 
 
-def dominated_share(path: Path, method: str, budget: float) -> float:
+def dominated_share(searches: Sequence[Run], method: str, budget: float) -> float:
     """Of the observed front, the share that another completed trial beats by true accuracy; the mean over seeds."""
     shares = []
-    for run in runs(path):
+    for run in searches:
         points = np.array(run["completed"]).reshape(-1, 4)
         done = points[points[:, 0] <= budget]
         if run["method"] == method and len(done):
@@ -163,7 +187,9 @@ def speed_up(ours: np.ndarray, peer: np.ndarray, budgets: np.ndarray, budget: fl
 def show(paths: tuple[Path, ...], budgets: str, linear: bool, chosen: bool, ours: str, figure: Path | None) -> None:
     """Mean hypervolumes, and how much less budget one search needs for those of the others."""
     grid, at = np.arange(1.0, 371.0), [float(text) for text in budgets.split(",")]
-    found = curves(paths, grid, not linear, chosen)
+    searches = runs(paths)
+    require_comparable(searches)
+    found = curves(searches, grid, not linear, chosen)
     if ours not in found:
         raise InputError(f"ours: {nearest(ours, list(found))}")
     for method, rows in found.items():
@@ -173,17 +199,17 @@ def show(paths: tuple[Path, ...], budgets: str, linear: bool, chosen: bool, ours
             if np.isfinite(column).all():
                 spread = 1.96 * column.std(ddof=1) / np.sqrt(len(column)) if len(column) > 1 else np.nan
                 cells.append(f"{budget:g} s: {column.mean():.2f} ± {spread:.2f}")
-                if chosen and len(paths) == 1:
-                    cells[-1] += f", {dominated_share(paths[0], method, budget):.0%} of it truly dominated"
+                if chosen:
+                    cells[-1] += f", {dominated_share(searches, method, budget):.0%} of it truly dominated"
                 if method != ours:
                     estimate, low, high = speed_up(found[ours], rows, grid, budget)
                     cells[-1] += f", {ours} needs 1/{estimate:.1f} ({low:.1f} to {high:.1f})"
         click.echo(f"{method}: " + "; ".join(cells))
     if figure:
-        draw(paths, grid, figure)
+        draw(searches, grid, figure)
 
 
-def draw(paths: Sequence[Path], grid: np.ndarray, path: Path) -> None:
+def draw(searches: Sequence[Run], grid: np.ndarray, path: Path) -> None:
     """Mean and 95 % interval over seeds against device-seconds, by log seconds and by plain ones.
 
     A dashed line is what all runs reached together: the space allows that much at least.
@@ -191,9 +217,9 @@ def draw(paths: Sequence[Path], grid: np.ndarray, path: Path) -> None:
     from matplotlib.figure import Figure
 
     picture = Figure(figsize=(9, 8.5), layout="constrained")
-    ended = np.concatenate([np.array(run["completed"]).reshape(-1, 4) for path in paths for run in runs(path)])
+    ended = np.concatenate([np.array(run["completed"]).reshape(-1, 4) for run in searches])
     for axes, log in zip(picture.subplots(2, sharex=True), (True, False), strict=True):
-        found = curves(paths, grid, log)
+        found = curves(searches, grid, log)
         for method in [name for name in DRAWN if name in found]:
             rows = found[method]
             mean, error = rows.mean(0), 1.96 * rows.std(0, ddof=1) / np.sqrt(len(rows))

@@ -100,11 +100,61 @@ def test_a_user_chooses_by_the_mean_of_a_configurations_trainings():
     assert compare.volume(points[:2], 9.0, log=True, chosen=True) < compare.volume(points[:2], 9.0, log=True)
 
 
-def test_a_lucky_member_counts_as_truly_dominated(tmp_path):
-    path, completed = tmp_path / "runs.jsonl", [[1.0, 0.5, 0.5, 2.0], [2.0, 0.4, 0.9, 3.0], [99.0, 1.0, 1.0, 1.0]]
-    path.write_text(json.dumps({"method": "TPE", "completed": completed}) + "\n")
-    assert compare.dominated_share(path, "TPE", 10.0) == 0.5
-    assert compare.dominated_share(path, "TPE", 1.0) == 0.0
+def test_a_lucky_member_counts_as_truly_dominated():
+    completed = [[1.0, 0.5, 0.5, 2.0], [2.0, 0.4, 0.9, 3.0], [99.0, 1.0, 1.0, 1.0]]
+    searches = [{"method": "TPE", "completed": completed}]
+    assert compare.dominated_share(searches, "TPE", 10.0) == 0.5
+    assert compare.dominated_share(searches, "TPE", 1.0) == 0.0
+
+
+def test_what_differs_in_anything_that_defines_a_run_is_run(world, monkeypatch, tmp_path):
+    monkeypatch.setattr(compare.surrogate, "load", lambda model: world.surrogate)
+    path = tmp_path / "runs.jsonl"
+
+    def run(*options):
+        assert compare.main(["run", str(path), "random", "--seeds", "1", "--budget", "5", *options]) == 0
+        return len(path.read_text().splitlines())
+
+    assert [run(), run(), run("--budget", "6"), run("--budget", "6")] == [1, 1, 2, 2]
+    assert [run("--overhead", "0.1"), run("--model", "forest"), run("--first-seed", "1")] == [3, 4, 5]
+    keys = [tuple(run[field] for field in compare.DEFINES) for run in compare.runs([path])]
+    assert len(set(keys)) == 5 and keys[1] == ("random", 0, "process", 0.0, 6.0)
+
+
+RUN = {"seed": 0, "model": "process", "overhead": 0.1, "budget": 60.0, "completed": [[1.0, 0.5, 0.5, 2.0]]}
+
+
+def shown(folder, *searches):
+    paths = [folder / f"{number}.jsonl" for number in range(len(searches))]
+    for path, run in zip(paths, searches, strict=True):
+        path.write_text(json.dumps(RUN | run) + "\n")
+    return compare.main(["show", *map(str, paths)])
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"method": "TPE", "model": "forest"}, "model: runs with forest and process given"),
+        ({"method": "TPE", "overhead": 0.0}, "overhead: runs with 0.0 and 0.1 given"),
+        ({"method": "front", "seed": 1, "budget": 120.0}, "budget: runs of 'front' with 60 and 120 given"),
+        ({"method": "front"}, "seed: 2 runs of 'front' with seed 0 given"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused_in_one_line(other, message, tmp_path, capsys):
+    assert shown(tmp_path, {"method": "front"}, other) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and message in said.err
+
+
+def test_a_search_with_less_budget_is_shown_up_to_there(tmp_path, capsys):
+    assert shown(tmp_path, {"method": "front", "budget": 120.0}, {"method": "TPE"}) == 0
+    front, tpe = capsys.readouterr().out.splitlines()
+    assert "60 s: " in tpe and "120 s: " in front and "120 s: " not in tpe
+
+
+@pytest.mark.parametrize("name", ["runs.jsonl.xz", "runs-forest.jsonl.xz"])
+def test_the_recorded_searches_can_be_compared(name):
+    compare.require_comparable(compare.runs([surrogate.RESULTS / name]))
 
 
 @pytest.mark.parametrize(
