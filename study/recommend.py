@@ -1,8 +1,8 @@
 """Name one configuration of the study NAME: which, why, how sure that is, and the command that trains it.
 
 With --max-seconds the most accurate within that time; with --min-adv-accuracy the fastest of at least that accuracy;
-with both the most accurate that satisfies both; with neither the knee of the front. What `study.confirm` measured
-counts where there is any, else the search's own figures.
+with both the most accurate that satisfies both; with neither the knee of the front, or the most accurate where it has
+none. What `study.confirm` measured counts where there is any, else the search's own figures.
 """
 
 import math
@@ -293,11 +293,17 @@ def knee_text(pool: Sequence[Candidate], taken: Candidate) -> str:
     if len({candidate.point for candidate in front}) < 3:
         return f"It is the most accurate of a front of {len(front)}: too few for a knee."
     fastest, best = (f(front, key=lambda candidate: candidate.seconds) for f in (min, max))
-    return (
-        f"It is the knee of the front of {len(front)}: farthest above the line from the fastest (#{fastest.number}: "
-        f"{fastest.seconds:.1f} s, {fastest.adversarial:.3f}) to the most accurate (#{best.number}: "
-        f"{best.seconds:.1f} s, {best.adversarial:.3f}), seconds on a logarithmic scale."
+    line = (
+        f"above the line from the fastest (#{fastest.number}: {fastest.seconds:.1f} s, {fastest.adversarial:.3f}) to "
+        f"the most accurate (#{best.number}: {best.seconds:.1f} s, {best.adversarial:.3f}), "
+        "seconds on a logarithmic scale"
     )
+    if taken.point == best.point:
+        return (
+            f"It is the most accurate of a front of {len(front)} without a knee: none lies {line}. For less time give "
+            "--max-seconds or --min-adv-accuracy."
+        )
+    return f"It is the knee of the front of {len(front)}: farthest {line}."
 
 
 def doubts(taken: Candidate, max_seconds: float | None, min_adv_accuracy: float | None) -> list[str]:

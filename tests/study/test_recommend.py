@@ -41,6 +41,14 @@ def test_limits_choose_the_most_accurate_the_fastest_or_else_the_knee(max_second
     assert choose(FRONT, max_seconds, min_accuracy).candidate.number == number
 
 
+def test_a_front_that_bends_inward_has_no_knee_and_that_is_said():
+    choice = choose([candidate(1, 0.1, 1.0), candidate(2, 0.2, 10.0), candidate(3, 0.9, 20.0)], None, None)
+    assert choice.candidate.number == 3
+    assert choice.reasons[0].startswith("It is the most accurate of a front of 3 without a knee: none lies above")
+    assert "--max-seconds or --min-adv-accuracy" in choice.reasons[0] and "farthest" not in choice.reasons[0]
+    assert "It is the knee of the front of 3: farthest above" in choose(FRONT, None, None).reasons[0]
+
+
 POINTS = st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 100)), min_size=1, max_size=8)
 
 
