@@ -6,18 +6,22 @@ import math
 import re
 import shlex
 import time
+from typing import get_args
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
+from safetensors.numpy import save
 
 from study import confirm, members, recommend, storage, train
 from study.recommend import Candidate, choose
 from tests.study import synthetic
 from tests.study.test_confirm import add, another_version, made, no_front, search, trained  # noqa: F401 (made: a fixture)
+from trainables.config import DatasetName
 from trainables.errors import InputError
 from trainables.trial import Trial, load_model
 
@@ -105,6 +109,42 @@ def test_members_that_failed_a_gate_are_left_out_while_others_remain():
     assert choice.candidate.number == 2 and "Gates it failed: square" in " ".join(choice.reasons)
 
 
+WORTHLESS = [candidate(4, 0.09, 1.0, clean=0.1), candidate(5, 0.1, 2.0, clean=0.13)]  # 30 and 39 of 300
+
+
+def test_members_that_may_have_learnt_nothing_are_left_out_while_others_remain():
+    assert choose([*FRONT, *WORTHLESS], 2.0, None).candidate.number == 5  # no number of classes is known
+    choice = choose([*FRONT, *WORTHLESS], None, 0.05, 0.1)
+    assert choice.candidate.number == 1 and "2 of 5 candidates were left out: their clean" in " ".join(choice.reasons)
+    with pytest.raises(InputError, match="at least 5, #1's"):
+        choose([*FRONT, *WORTHLESS], 2.0, None, 0.1)
+    assert "chance" not in " ".join(choose(FRONT, None, None, 0.1).reasons)
+    masked = candidate(6, 0.3, 3.0, gates_failed="square")
+    choice = choose([masked, *WORTHLESS], None, None, 0.1)
+    assert choice.candidate is masked and "All others failed a gate" in " ".join(choice.reasons)
+
+
+def test_where_all_may_have_learnt_nothing_that_is_a_doubt():
+    choice = choose(WORTHLESS, None, None, 0.1)
+    assert choice.candidate.number == 5
+    assert "Every candidate's clean accuracy is, or by its 95 % interval may be, no better than chance (0.1)" in (
+        " ".join(choice.reasons)
+    )
+
+
+def test_chance_of_ones_own_images_is_known_from_the_weights(tmp_path):
+    assert recommend.chance("cifar100", tmp_path) == 0.01 and recommend.chance("imagefolder", tmp_path) is None
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "0001.safetensors").write_text("half a file")
+    assert recommend.chance("imagefolder", tmp_path) is None
+    (tmp_path / "models" / "0002.safetensors").write_bytes(save({"a": np.zeros(1)}, {"num_classes": "4"}))
+    assert recommend.chance("imagefolder", tmp_path) == 0.25
+
+
+def test_every_dataset_but_a_folder_has_a_known_chance():
+    assert set(recommend.CHANCE) == set(get_args(DatasetName)) - {"imagefolder"}
+
+
 def test_where_pgd_was_too_weak_candidates_are_compared_by_autoattack():
     flattered = candidate(1, 0.6, 20.0, autoattack=(0.2, 0.6, 50), gates_failed="autoattack; more_steps")
     honest = candidate(2, 0.5, 10.0, autoattack=(0.48, 0.5, 50))
@@ -124,6 +164,14 @@ def test_an_interval_that_crosses_a_limit_is_named():
 
 
 # The command
+
+
+def test_a_fast_member_at_chance_is_not_recommended(tmp_path, capsys):
+    study = search(tmp_path)
+    attrs = study.trials[2].user_attrs | {"clean_accuracy": 0.1}
+    study.add_trial(create_trial(values=[0.1, 0.5], user_attrs=attrs))
+    out = printed(capsys, ["mine", "--results-dir", str(tmp_path), "--min-adv-accuracy", "0.1"])
+    assert out.startswith("#2 ") and "1 of 3 candidates were left out" in out
 
 
 def printed(capsys, arguments):
