@@ -14,7 +14,7 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 import trainables.examples
-from study import confirm, examples, figures, importances, page, recommend, report, storage
+from study import confirm, examples, figures, importances, page, picture, recommend, report, storage
 from tests.study import browser, synthetic
 from tests.study.test_results import CONFIG, add, weights
 from trainables import data, devices
@@ -85,6 +85,26 @@ def test_pictures_are_written_for_the_screen_and_for_paper(results):
     report.main(["mine", "--results-dir", str(results)])
     assert (results / "mine" / "front.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (results / "mine" / "front.svg").read_text()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("fastest", "slowest"),
+    [(0.05, 1), (0.3, 7), (1, 20), (50, 5000), (5, 5), (3.1, 3.2), (0.001, 1e5), (2, 2500), (7.4, 7.40001), (4e4, 9e4)],
+)
+def test_seconds_below_the_picture_are_plain_numbers_apart_from_each_other(fastest, slowest):
+    study = optuna.create_study(directions=storage.DIRECTIONS)
+    add(study, 0.3, fastest)
+    add(study, 0.5, slowest)
+    drawn = picture.front(study.trials, "mine", "measured", "PGD-10")
+    picture.encode(drawn, "png")
+    labels = [label for label in drawn.axes[0].get_xticklabels(which="both") if label.get_text()]
+    low, high = drawn.axes[0].get_xlim()
+    places = [float(label.get_text()) for label in labels]
+    assert len(places) >= 2 and places == sorted(places) and low <= places[0] and places[-1] <= high
+    assert all(re.fullmatch(r"[0-9]+(\.[0-9]+)?", label.get_text()) for label in labels)
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(left.x1 + 5 < right.x0 for left, right in zip(boxes, boxes[1:], strict=False))
 
 
 def test_trials_that_did_not_end_well_stand_apart_where_their_last_evaluated_epoch_was(results):
