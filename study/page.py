@@ -1,6 +1,7 @@
 """A study's report from its storage and folder: one page that opens offline, and the front as a picture."""
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from study.results import (
     read_gates,
     wilson,
 )
+from study.settings import StudySettings
 from trainables.files import write_whole
 
 N_REASONS = 20  # of stopped and failed trials that are listed
@@ -88,6 +90,7 @@ def page(
         device_hours=sum(map(figures.device_seconds, figures.ended(trials))) / 3600,
         n_with_bars=figures.N_WITH_BARS,
         charts=charts(trials, objective, found, confirmed),
+        this=shlex.quote(settings["name"]) + location(folder),
         confirmed=records(confirmed),
         gates=records(gates),
         judged=set() if gates is None else set(gates["number"]),
@@ -106,6 +109,14 @@ def page(
         dark=json.dumps(figures.DARK),
         plotlyjs=get_plotlyjs(),
     )
+
+
+def location(folder: Path) -> str:
+    """Options that lead a command to the study of this folder; of a storage elsewhere, whose URL may be secret, URL."""
+    results_dir = str(folder.parent)
+    given = [] if results_dir == StudySettings.model_fields["results_dir"].default else ["--results-dir", results_dir]
+    given += [] if (folder / "study.db").exists() else ["--storage", "URL"]
+    return "".join(f" {shlex.quote(part)}" for part in given)
 
 
 def charts(

@@ -87,6 +87,19 @@ def test_pictures_are_written_for_the_screen_and_for_paper(results):
     assert "<svg" in (results / "mine" / "front.svg").read_text()
 
 
+def test_a_command_on_the_page_leads_to_this_study(results, monkeypatch):
+    report.main(["mine", "--results-dir", str(results)])
+    assert f"<code>python -m study.confirm mine --results-dir {results}</code>" in html(results)
+    (results / "results").mkdir()
+    (results / "mine").rename(results / "results" / "mine")
+    monkeypatch.chdir(results)
+    report.main(["mine"])
+    assert "<code>python -m study.confirm mine</code>" in html(results / "results")
+    (results / "results" / "mine" / "study.db").rename(results / "elsewhere.db")
+    report.main(["mine", "--storage", f"sqlite:///{results / 'elsewhere.db'}"])
+    assert "<code>python -m study.confirm mine --storage URL</code>" in html(results / "results")
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("fastest", "slowest"),
