@@ -5,6 +5,7 @@ import math
 import re
 import sqlite3
 import time
+from typing import get_args
 
 import numpy as np
 import optuna
@@ -18,8 +19,11 @@ from study import confirm, examples, figures, importances, page, picture, recomm
 from tests.study import browser, synthetic
 from tests.study.test_results import CONFIG, add, weights
 from trainables import data, devices
-from trainables.config import EvalConfig, TrialConfig
+from trainables.adversarial import RECIPES, step
+from trainables.config import EvalConfig, Training, TrialConfig
 from trainables.examples import N_ATTACKED
+from trainables.resnet import resnet
+from trainables.sgd import SGD
 from trainables.trial import Trial, evaluation_attack, first_examples, load_model
 
 SETTINGS = {"name": "mine", "dataset": "digits", "eps": 0.1, "attack_steps": 10, "trials": 4}
@@ -239,6 +243,70 @@ def test_tables_that_are_not_as_written_get_one_line(table, gates, message, resu
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and "; accepted: what study.confirm" in err
     assert err.count("\n") == 1
+
+
+class Watched:
+    """A configuration that remembers which of its fields were read."""
+
+    def __init__(self, config):
+        self.config, self.read = config, set()
+
+    def __getattr__(self, field):
+        self.read.add(field)
+        return getattr(self.config, field)
+
+
+@pytest.mark.parametrize("training", sorted(RECIPES))
+def test_the_fields_that_a_training_reads_are_those_that_its_step_reads(training):
+    config = Watched(TrialConfig(training=training))
+    model = resnet(8, 10, 1, "batchnorm")
+    optimizer = SGD(model, momentum=0.0, nesterov=False, weight_decay=0.0)
+    optimizer.set_lr(0.1)
+    step(config, torch.Generator())(model, optimizer, torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))
+    crafts = {"eps", "pgd_steps", "step_size"} if training == "static" else set()  # before the first step
+    assert config.read & figures.READ_BY_SOME | crafts == figures.READ_BY[training]
+    assert set(figures.READ_BY) == set(get_args(Training))
+
+
+def axes(*configs):
+    """Label to (positions, ticks by their position) of the parallel coordinates of such trials."""
+    study = optuna.create_study(directions=storage.DIRECTIONS)
+    for i, config in enumerate(configs):
+        add(study, 0.1 + 0.1 * i, 1.0 + i, config=TrialConfig(**config).model_dump(mode="json"))
+    made = figures.parallel_coordinates(study.trials).data[0].dimensions
+    return {
+        axis.label: (list(axis.values), dict(zip(axis.tickvals or (), axis.ticktext or (), strict=True)))
+        for axis in made
+    }
+
+
+def test_parallel_coordinates_show_a_parameter_only_where_the_training_reads_it():
+    natural, pgd = {"training": "natural"}, {"training": "pgd", "step_size": 0.1}
+    found = axes(natural, pgd, pgd | {"pgd_steps": 3}, {"training": "trades", "pgd_steps": 3})
+    values, ticks = found["pgd_steps"]
+    assert [ticks[value] for value in values] == ["–", "7", "3", "3"] and values[0] == min(values)
+    assert "trades_beta" not in found and "eps" not in found  # one value where they are read
+    values, ticks = found["step_size"]
+    assert [ticks[value] for value in values] == ["–", "0.1", "0.1", "–"]  # TRADES takes its own
+    values, ticks = axes(natural, pgd | {"eps": 0.01}, pgd | {"eps": 0.5})["eps"]  # by the logarithm
+    assert [ticks[value] for value in values] == ["–", "0.01", "0.5"] and values[0] == min(values)
+
+
+def test_parallel_coordinates_leave_out_what_a_choice_makes_void():
+    growing = {"batch_size_schedule": {"kind": "geometric", "first": 8, "last": 16}}
+    constant = {"batch_size_schedule": {"kind": "constant", "size": 8}}
+    still, moving = {"momentum": 0}, {"nesterov": True}
+    by_batch, fixed = {"eval_statistics": "batch"}, {"lr_follows_batch": False}
+    found = axes(
+        constant | still | {"norm": "fixup"}, growing | moving | by_batch, growing | fixed, {"norm": "groupnorm"}
+    )
+    for label, shown in {
+        "lr_follows_batch": ["–", "True", "False", "–"],
+        "nesterov": ["–", "True", "False", "False"],
+        "eval_statistics": ["–", "batch", "population", "–"],
+    }.items():
+        values, ticks = found[label]
+        assert [ticks[value] for value in values] == shown
 
 
 class TestImportances:
