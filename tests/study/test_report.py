@@ -5,17 +5,21 @@ import math
 import re
 import sqlite3
 import time
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import optuna
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 import trainables.examples
 from study import confirm, examples, figures, importances, page, picture, recommend, report, storage
+from study.results import wilson
 from tests.study import browser, synthetic
 from tests.study.test_results import CONFIG, add, weights
 from trainables import data, devices
@@ -243,6 +247,53 @@ def test_tables_that_are_not_as_written_get_one_line(table, gates, message, resu
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and "; accepted: what study.confirm" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ([], []),
+        ([4.0], [5]),
+        ([6.0, 19.0], [7, 10, 15, 20]),
+        ([1.0, 1000.0], [5, 30, 200, 1000]),
+        ([0.0, 0.06], [0.003, 0.01, 0.02, 0.07]),
+        ([0.15, 0.3], [0.15, 0.2, 0.3]),
+    ],
+)
+def test_budgets_are_round_and_the_last_covers_every_trial(seconds, expected):
+    assert page.budgets(seconds) == expected
+
+
+@given(st.lists(st.floats(1e-4, 1e7), min_size=1, max_size=9))
+def test_budgets_rise_and_none_is_too_short_for_all(seconds):
+    found = page.budgets(seconds)
+    assert found == sorted(set(found)) and len(found) <= page.N_BUDGETS
+    assert found[0] >= min(seconds) and max(seconds) <= found[-1] <= max(2 * max(seconds), 1e-3)
+
+
+def test_the_best_of_each_recipe_within_a_budget_is_told():
+    study = optuna.create_study(directions=storage.DIRECTIONS)
+    pgd = CONFIG | {"training": "pgd", "norm": "batchnorm"}
+    for accuracy, seconds, config in [(0.1, 6, CONFIG), (0.3, 8, CONFIG), (0.2, 19, CONFIG), (0.5, 14, pgd)]:
+        add(study, accuracy, seconds, config=config)
+    add(study, state=TrialState.FAIL)
+    found = page.bought(study.trials)
+    assert found["budgets"] == ["7 s", "10 s", "15 s", "20 s"]
+    assert [(row["recipe"], row["n"]) for row in found["rows"]] == [("pgd, batchnorm", 1), ("natural, fixup", 3)]
+    told = [[cell and (cell["number"], cell["n"], cell["best"]) for cell in row["cells"]] for row in found["rows"]]
+    assert told == [
+        [None, None, (3, 1, True), (3, 1, True)],
+        [(0, 1, True), (1, 2, True), (1, 2, False), (1, 3, False)],
+    ]
+    low, high = wilson(0.5, 100)
+    assert found["rows"][0]["cells"][2] | {"low": low, "high": high} == found["rows"][0]["cells"][2]
+    text = re.sub(r"<[^>]+>|\s+", " ", page.page(study.trials, SETTINGS, "measured", Path("nowhere")))
+    assert "pgd, batchnorm 1 – – 0.500 [0.404, 0.596] #3 alone" in " ".join(text.split())
+    assert "0.300 [0.219, 0.396] #1, best of 3" in " ".join(text.split())
+
+
+def test_budgets_are_told_in_minutes_and_hours_too():
+    assert [page.duration(s) for s in (0.05, 7, 1500, 7000)] == ["0.05 s", "7 s", "1500 s (25 min)", "7000 s (1.9 h)"]
 
 
 class Watched:
