@@ -20,8 +20,9 @@ from safetensors.numpy import save
 from study import confirm, members, recommend, storage, train
 from study.recommend import Candidate, choose
 from tests.study import synthetic
-from tests.study.test_confirm import add, another_version, made, no_front, search, trained  # noqa: F401 (made: a fixture)
-from trainables.config import DatasetName
+from tests.study.test_confirm import add, another_version, config, made, no_front, search, trained  # noqa: F401 (made: a fixture)
+from trainables import single
+from trainables.config import DataConfig, DatasetName, EvalConfig
 from trainables.errors import InputError
 from trainables.trial import Trial, load_model
 
@@ -340,6 +341,28 @@ def test_the_command_it_prints_trains_the_configuration(tmp_path, monkeypatch, c
     assert train.main(arguments) == 2  # nothing is overwritten
     assert "mine-0002.safetensors exists" in capsys.readouterr().err
     assert members.member(study.trials[2]).config.seed == 5  # the search's own
+
+
+@pytest.mark.parametrize("seed", [[], ["--seed", "5"], ["--seed", "6"]])  # 5 is the trial's
+def test_what_came_out_stands_beside_what_the_search_found(seed, tmp_path, capsys):
+    study = search(tmp_path)
+    given = ["mine", "2", "--results-dir", str(tmp_path), "--out", str(tmp_path / "weights"), *seed]
+    assert train.main(given) == 0
+    *_, epoch, line, _ = capsys.readouterr().out.splitlines()
+    seconds, accuracy = re.search(r": ([0-9.]+) s, .* adversarial ([0-9.]+)$", epoch).groups()
+    same = " (same seed: on the same kind of device accuracies should be equal)"
+    expected = f"search: 5.0 s, adversarial 0.300; now: {seconds} s, {accuracy}"
+    assert line == expected + (same if seed != ["--seed", "6"] else "")
+    study.set_user_attr("objective", "calibrated")
+    (tmp_path / "weights").unlink()
+    train.main(given)
+    assert capsys.readouterr().out.splitlines()[-2].startswith("search: 5.0 s (calibrated), adversarial 0.300; now: ")
+
+
+def test_the_last_accuracy_is_on_as_many_images_as_the_searchs(tmp_path):
+    evaluation = EvalConfig(examples=60, curve_examples=10, attack_steps=1)
+    _, last = single.train(config(), DataConfig(), evaluation, tmp_path / "weights", lambda line: None, 1)
+    assert last["n_examples"] == 60
 
 
 def test_it_trains_on_as_many_threads_as_the_searchs_trials_had(tmp_path, monkeypatch):
