@@ -41,6 +41,7 @@ READ_BY = {
     "static": {"eps", "pgd_steps", "step_size"},
 }
 READ_BY_SOME = set.union(*READ_BY.values())
+N_AXES, AXIS_WIDTH = 12, 88  # with more axes than fit on the page, so many pixels for each: it scrolls
 N_TICKS = 10  # of more whole numbers, not each has its own
 NONE = "–"  # the place on an axis of a trial to which it does not apply
 
@@ -309,6 +310,8 @@ def parallel_coordinates(trials: Sequence[FrozenTrial]) -> go.Figure | None:
         rangefont={"color": INK, "size": 1},
         labelangle=-20,
     )
+    if len(dimensions) > N_AXES:
+        result.update_layout(width=AXIS_WIDTH * len(dimensions))
     return result.update_layout(margin={"l": 84, "r": 44, "t": 76, "b": 20})
 
 

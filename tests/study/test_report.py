@@ -319,15 +319,18 @@ def test_the_fields_that_a_training_reads_are_those_that_its_step_reads(training
     assert set(figures.READ_BY) == set(get_args(Training))
 
 
-def axes(*configs):
-    """Label to (positions, ticks by their position) of the parallel coordinates of such trials."""
+def parallel(*configs):
     study = optuna.create_study(directions=storage.DIRECTIONS)
     for i, config in enumerate(configs):
         add(study, 0.1 + 0.1 * i, 1.0 + i, config=TrialConfig(**config).model_dump(mode="json"))
-    made = figures.parallel_coordinates(study.trials).data[0].dimensions
+    return figures.parallel_coordinates(study.trials)
+
+
+def axes(*configs):
+    """Label to (positions, ticks by their position) of the parallel coordinates of such trials."""
     return {
         axis.label: (list(axis.values), dict(zip(axis.tickvals or (), axis.ticktext or (), strict=True)))
-        for axis in made
+        for axis in parallel(*configs).data[0].dimensions
     }
 
 
@@ -358,6 +361,14 @@ def test_parallel_coordinates_leave_out_what_a_choice_makes_void():
     }.items():
         values, ticks = found[label]
         assert [ticks[value] for value in values] == shown
+
+
+def test_many_parallel_axes_get_room_for_their_names():
+    changed = {"norm": "groupnorm", "depth": 20, "epochs": 5, "momentum": 0.5, "weight_decay": 0.1, "nesterov": True}
+    changed |= {"lr_batch_ratio": 0.1, "lr_schedule": "cosine", "precision": "fp32", "eps": 0.1, "pgd_steps": 3}
+    made = parallel({"training": "pgd"}, {"training": "pgd"} | changed)
+    assert made.layout.width == figures.AXIS_WIDTH * len(made.data[0].dimensions)
+    assert parallel({}, {"epochs": 5}).layout.width is None  # as wide as the page
 
 
 class TestImportances:
