@@ -31,6 +31,20 @@ N_WITH_BARS = 200  # with more dominated trials, their intervals hide the pictur
 SECONDS = {"measured": "training seconds", "calibrated": "calibrated training seconds"}
 SECONDS_COLUMN = {"measured": "train_seconds", "calibrated": "calibrated_seconds"}
 
+# What each training reads of the fields that say how to train against attacks; every configuration has them all.
+READ_BY = {
+    "natural": set(),
+    "pgd": {"eps", "pgd_steps", "step_size"},
+    "fgsm": {"eps", "step_size"},
+    "free": {"eps", "step_size", "free_replays"},
+    "trades": {"eps", "pgd_steps", "step_size", "trades_beta"},
+    "static": {"eps", "pgd_steps", "step_size"},
+}
+READ_BY_SOME = set.union(*READ_BY.values())
+N_AXES, AXIS_WIDTH = 12, 88  # with more axes than fit on the page, so many pixels for each: it scrolls
+N_TICKS = 10  # of more whole numbers, not each has its own
+NONE = "–"  # the place on an axis of a trial to which it does not apply
+
 
 def figure(height: int) -> go.Figure:
     """An empty figure in the page's style."""
@@ -273,8 +287,9 @@ def importances(found: Importances) -> go.Figure:
 def parallel_coordinates(trials: Sequence[FrozenTrial]) -> go.Figure | None:
     """Complete trials across what varied among them and the two objectives; None where nothing varied."""
     complete = [trial for trial in trials if is_complete(trial)]
-    table = pd.DataFrame([_coordinates(trial) for trial in complete])
-    varied = [column for column in table.columns if table[column].astype(str).nunique() > 1]
+    rows = [_coordinates(trial) for trial in complete]
+    table = pd.DataFrame(rows)
+    varied = [column for column in table if len({str(row[column]) for row in rows if column in row}) > 1]
     if not varied:
         return None
     dimensions = [_dimension(column, table[column]) for column in varied]
@@ -295,37 +310,55 @@ def parallel_coordinates(trials: Sequence[FrozenTrial]) -> go.Figure | None:
         rangefont={"color": INK, "size": 1},
         labelangle=-20,
     )
+    if len(dimensions) > N_AXES:
+        result.update_layout(width=AXIS_WIDTH * len(dimensions))
     return result.update_layout(margin={"l": 84, "r": 44, "t": 76, "b": 20})
 
 
 def _coordinates(trial: FrozenTrial) -> dict[str, object]:
-    """The configuration in columns that every trial has: batch sizes as first, last and kind of growth."""
+    """What a trial's training read of its configuration, without what others than it would read.
+
+    Batch sizes are first, last and kind of growth, which every trial has.
+    """
     config = dict(trial.user_attrs["config"])
     schedule = config.pop("batch_size_schedule")
     config.pop("seed", None)
+    unread = READ_BY_SOME - READ_BY[config["training"]]
+    unread |= {"eval_statistics"} if config["norm"] in ("groupnorm", "fixup") else set()
+    unread |= {"lr_follows_batch"} if schedule["kind"] == "constant" else set()
+    unread |= {"nesterov"} if config.get("momentum") == 0 else set()
     sizes = schedule.get("sizes") or [schedule.get("first", schedule.get("size")), schedule.get("last")]
     batch = {"batch sizes": schedule["kind"], "first batch": sizes[0], "last batch": sizes[-1] or sizes[0]}
-    return batch | flatten(config)
+    return batch | flatten({field: value for field, value in config.items() if field not in unread})
 
 
 def _dimension(label: str, values: pd.Series, log: bool = False) -> dict[str, object]:
-    """One axis: numbers as they are, or by their logarithm where they span a factor of 10; all else by name."""
-    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-        if not log and not (values.min() > 0 and values.max() >= 10 * values.min()):
-            return {"label": label, "values": values}
-        ticks = np.unique(np.geomspace(values.min(), values.max(), 5).round(12))
-        return {
-            "label": label,
-            "values": np.log10(values),
-            "tickvals": np.log10(ticks),
-            "ticktext": [f"{tick:.3g}" for tick in ticks],
-        }
-    names = sorted(values.astype(str).unique())
+    """One axis: numbers as they are, or by their logarithm where they span a factor of 10; all else by name.
+
+    Empty values are apart, below all others.
+    """
+    known = values.dropna().infer_objects()
+    empty = [NONE] if len(known) < len(values) else []
+    if not pd.api.types.is_numeric_dtype(known) or pd.api.types.is_bool_dtype(known):
+        names = empty + sorted(known.astype(str).unique())
+        places = values.astype(object).where(values.notna(), NONE).astype(str).map(names.index)
+        return {"label": label, "values": places, "tickvals": list(range(len(names))), "ticktext": names}
+    low, high = known.min(), known.max()
+    if log or (low > 0 and high >= 10 * low):
+        ticks = np.unique(np.geomspace(low, high, 5).round(12))
+        places, at = np.log10(values.astype(float)), np.log10(ticks)
+    elif empty:
+        few = known.nunique() <= N_TICKS and (known % 1 == 0).all()
+        ticks = at = np.unique(known) if few else np.linspace(low, high, 5)
+        places = values.astype(float)
+    else:
+        return {"label": label, "values": values}
+    apart = places.min() - 0.15 * (np.ptp(at) or 1.0)
     return {
         "label": label,
-        "values": values.astype(str).map(names.index),
-        "tickvals": list(range(len(names))),
-        "ticktext": names,
+        "values": places.fillna(apart),
+        "tickvals": [apart] * len(empty) + list(at),
+        "ticktext": empty + [f"{tick:.0f}" if tick >= 1000 else f"{tick:.3g}" for tick in ticks],
     }
 
 

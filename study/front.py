@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 MAXIMISE = [True, False]
+ABOVE = 1e-9  # of the scaled line: less is rounding
 CHUNK = 100  # resamples at a time: 8 MB of weights for 10,000 examples
 
 
@@ -53,7 +54,8 @@ def knee(points: ArrayLike) -> int:
     """Index of the front member that lies farthest above the line between the front's ends.
 
     Both axes are scaled to the front's own extent, seconds by their logarithm, since trials differ
-    by factors. Of a front with one or two members, the most accurate one.
+    by factors. Where no member lies above that line, as of a front with one or two members or of one that bends
+    inward, there is no knee: the most accurate member is returned.
 
     Raises:
         ValueError: If there is no point.
@@ -69,7 +71,8 @@ def knee(points: ArrayLike) -> int:
         return int(members[np.argmax(accuracy)])
     gain = (accuracy - accuracy.min()) / np.ptp(accuracy)
     cost = (seconds - seconds.min()) / np.ptp(seconds)
-    return int(members[np.argmax(gain - cost)])
+    above = gain - cost
+    return int(members[np.argmax(above if above.max() > ABOVE else accuracy)])
 
 
 def probability_on_front(

@@ -1,6 +1,8 @@
 """A study's report from its storage and folder: one page that opens offline, and the front as a picture."""
 
 import json
+import math
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,9 +31,12 @@ from study.results import (
     read_gates,
     wilson,
 )
+from study.settings import StudySettings
 from trainables.files import write_whole
 
 N_REASONS = 20  # of stopped and failed trials that are listed
+N_BUDGETS = 4
+ROUND = ("1", "1.5", "2", "3", "5", "7")  # first digits of a budget
 
 Row = dict[str, object]
 
@@ -83,11 +88,13 @@ def page(
         is_unfinished=is_unfinished,
         n_ended=sum(trial.state in storage.FINISHED for trial in trials),
         members=member_rows(trials),
+        bought=bought(trials),
         hypervolume=front_hypervolume(trials),
         gains=None if None in gains else [percent(gain) for gain in gains],
         device_hours=sum(map(figures.device_seconds, figures.ended(trials))) / 3600,
         n_with_bars=figures.N_WITH_BARS,
         charts=charts(trials, objective, found, confirmed),
+        this=shlex.quote(settings["name"]) + location(folder),
         confirmed=records(confirmed),
         gates=records(gates),
         judged=set() if gates is None else set(gates["number"]),
@@ -106,6 +113,14 @@ def page(
         dark=json.dumps(figures.DARK),
         plotlyjs=get_plotlyjs(),
     )
+
+
+def location(folder: Path) -> str:
+    """Options that lead a command to the study of this folder; of a storage elsewhere, whose URL may be secret, URL."""
+    results_dir = str(folder.parent)
+    given = [] if results_dir == StudySettings.model_fields["results_dir"].default else ["--results-dir", results_dir]
+    given += [] if (folder / "study.db").exists() else ["--storage", "URL"]
+    return "".join(f" {shlex.quote(part)}" for part in given)
 
 
 def charts(
@@ -144,6 +159,61 @@ def member_rows(trials: Sequence[FrozenTrial]) -> list[Row]:
         row |= {"probability": chance_of[trial.number]}
         rows.append(row | {"config": trial.user_attrs["config"]})
     return rows
+
+
+def bought(trials: Sequence[FrozenTrial]) -> Row:
+    """The best of each recipe's complete trials within some budgets of seconds; the best recipe of all first.
+
+    Returns:
+        `budgets`, as text; `rows` with `recipe`, `n` (trials) and `cells`, one per budget: None where no trial was as
+        fast, else `number`, `accuracy`, `low`, `high`, of how many trials it is the best (`n`), and `best`, whether
+        no other recipe's is better.
+    """
+    recipes: dict[str, list[FrozenTrial]] = {}
+    for trial in trials:
+        if is_complete(trial):
+            config = trial.user_attrs["config"]
+            recipes.setdefault(f"{config['training']}, {config['norm']}", []).append(trial)
+    limits = budgets([trial.values[1] for own in recipes.values() for trial in own])
+    rows = [
+        {"recipe": name, "n": len(own), "cells": [best_within(own, t) for t in limits]} for name, own in recipes.items()
+    ]
+    rows.sort(key=lambda row: row["cells"][-1]["accuracy"], reverse=True)
+    for column in zip(*(row["cells"] for row in rows), strict=True):
+        there = [cell for cell in column if cell]
+        for cell in there:
+            cell["best"] = cell["accuracy"] == max(other["accuracy"] for other in there)
+    return {"budgets": [duration(limit) for limit in limits], "rows": rows}
+
+
+def best_within(trials: Sequence[FrozenTrial], seconds: float) -> Row | None:
+    within = [trial for trial in trials if trial.values[1] <= seconds]
+    if not within:
+        return None
+    best = max(within, key=lambda trial: (trial.values[0], -trial.values[1]))
+    low, high = wilson(best.values[0], best.user_attrs["n_examples"])
+    return {"number": best.number, "accuracy": best.values[0], "low": low, "high": high, "n": len(within)}
+
+
+def budgets(seconds: Sequence[float]) -> list[float]:
+    """Some round numbers of seconds, evenly spread over the logarithm of those given, which the last covers."""
+    if not seconds:
+        return []
+    low, high = (max(f(seconds), 1e-3) for f in (min, max))
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    rounds = [limit for power in powers for digit in ROUND if (limit := float(f"{digit}e{power}")) >= low]
+    found = rounds[: 1 + next(i for i, limit in enumerate(rounds) if limit >= high)]
+    if len(found) <= N_BUDGETS:
+        return found
+    return [found[round(i)] for i in np.linspace(0, len(found) - 1, N_BUDGETS + 1)[1:]]  # few are in the first
+
+
+def duration(seconds: float) -> str:
+    """E.g. `0.5 s`, `1500 s (25 min)`, `7000 s (1.9 h)`."""
+    text = f"{np.format_float_positional(seconds, trim='-')} s"
+    if seconds < 60:
+        return text
+    return f"{text} ({seconds / 60:.2g} min)" if seconds < 3600 else f"{text} ({seconds / 3600:.2g} h)"
 
 
 def reasons(trials: Sequence[FrozenTrial]) -> list[tuple[int, str, str]]:

@@ -3,9 +3,10 @@
 import io
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from optuna.trial import FrozenTrial
 
 from study.figures import FRONT, N_WITH_BARS, OTHER, PUBLISHED, SECONDS
@@ -36,15 +37,26 @@ def front(trials: Sequence[FrozenTrial], title: str, objective: str, attack: str
     _name_published(axes, [trial for trial in complete if trial.user_attrs.get("label")], complete)
     if complete:
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axes.xaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
         axes.margins(x=0.12)
+        places = ticks(*axes.get_xlim())
+        axes.set_xticks(places, [np.format_float_positional(place, 9, fractional=False, trim="-") for place in places])
+        axes.xaxis.set_minor_formatter(NullFormatter())
         figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     axes.set_xlabel(f"{SECONDS[objective]} (log scale)")
     axes.set_ylabel(f"adversarial accuracy, {attack}")
     axes.set_title(title, fontsize=10, parse_math=False)
     axes.grid(alpha=0.25)
     return figure
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two positive limits, few enough to be written out below a logarithmic axis."""
+    decades = np.log10(high / low)
+    if decades < 1:
+        found = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+    else:
+        found = LogLocator(subs=(1, 2, 5) if decades < 3 else (1,), numticks=7).tick_values(low, high)
+    return [place for place in found if low <= place <= high]
 
 
 def _scatter(

@@ -1,8 +1,8 @@
 """Name one configuration of the study NAME: which, why, how sure that is, and the command that trains it.
 
 With --max-seconds the most accurate within that time; with --min-adv-accuracy the fastest of at least that accuracy;
-with both the most accurate that satisfies both; with neither the knee of the front. What `study.confirm` measured
-counts where there is any, else the search's own figures.
+with both the most accurate that satisfies both; with neither the knee of the front, or the most accurate where it has
+none. What `study.confirm` measured counts where there is any, else the search's own figures.
 """
 
 import math
@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import optuna
 from optuna.trial import FrozenTrial
+from safetensors import SafetensorError, safe_open
 
 from study import cli, members, storage
 from study.front import knee, non_dominated
@@ -24,6 +25,7 @@ from study.results import describe, flatten, front_of, holds_weights, is_complet
 from trainables.errors import InputError
 
 WEAK_PGD = {"autoattack", "more_steps"}  # gates whose failure another figure mends: AutoAttack's
+CHANCE = {"digits": 0.1, "cifar10": 0.1, "cifar100": 0.01, "svhn": 0.19}  # share of the commonest class
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def command(
     if not candidates and not left:
         raise InputError(f"name: {name!r} given, all of whose front failed when confirmed; accepted: another study")
     objective = study.user_attrs.get("objective", "measured")
-    choice = choose(candidates or [searched(trial, objective) for trial in left], max_seconds, min_adv_accuracy)
+    pool = candidates or [searched(trial, objective) for trial in left]
+    choice = choose(pool, max_seconds, min_adv_accuracy, chance(study.user_attrs["settings"]["dataset"], table.parent))
     trial = trials[choice.candidate.number]
     place = location(results_dir, url)
     tried = {members.configuration(trials[candidate.number]) for candidate in candidates}
@@ -151,6 +154,22 @@ def searched(trial: FrozenTrial, objective: str) -> Candidate:
     return Candidate(trial.number, describe(trial), seconds, none, accuracy, interval, clean, n, objective=objective)
 
 
+def chance(dataset: str, folder: Path) -> float | None:
+    """Clean accuracy of a network that has learnt nothing; None where it is not known without the images.
+
+    Of the user's own images the front's weights in the study's `folder` tell how many classes they have.
+    """
+    if dataset in CHANCE:
+        return CHANCE[dataset]
+    for path in (folder / "models").glob("*.safetensors"):
+        try:
+            with safe_open(path, "numpy") as file:
+                return 1 / int(file.metadata()["num_classes"])
+        except (OSError, SafetensorError, TypeError, KeyError, ValueError):  # TypeError: a file without metadata
+            continue
+    return None
+
+
 def failed_lines(failed: Sequence[Candidate]) -> list[str]:
     """What became of members of which no training ran to its end."""
     return [
@@ -201,24 +220,38 @@ def basis_lines(
     return found
 
 
-def choose(candidates: Sequence[Candidate], max_seconds: float | None, min_adv_accuracy: float | None) -> Choice:
+def choose(
+    candidates: Sequence[Candidate],
+    max_seconds: float | None,
+    min_adv_accuracy: float | None,
+    chance: float | None = None,
+) -> Choice:
     """One of the candidates.
 
-    Those that failed a gate or in a training are left out as long as others remain; but where the search's PGD was
-    only too weak for some, all are compared by their accuracy under AutoAttack.
+    Those whose clean accuracy may be `chance`, and of the others those that failed a gate or in a training, are left
+    out as long as others remain; but where the search's PGD was only too weak for some, all are compared by their
+    accuracy under AutoAttack.
 
     Raises:
         InputError: If none satisfies the limits; says what would.
     """
-    sound = [candidate for candidate in candidates if not candidate.failed - WEAK_PGD]
-    pool, reasons = sound or list(candidates), []
-    if sound and len(sound) < len(candidates):
+    able = [each for each in candidates if chance is None or wilson(each.clean, each.n_examples)[0] > chance]
+    left, reasons = able or list(candidates), []
+    at_chance = f"clean accuracy is, or by its 95 % interval may be, no better than chance ({chance})"
+    if not able:
+        reasons.append(f"Every candidate's {at_chance}, so that none was left out for it.")
+    elif len(able) < len(candidates):
         reasons.append(
-            f"{len(candidates) - len(sound)} of {len(candidates)} candidates failed a gate or in a training "
-            "and were left out."
+            f"{len(candidates) - len(able)} of {len(candidates)} candidates were left out: their {at_chance}."
+        )
+    sound = [candidate for candidate in left if not candidate.failed - WEAK_PGD]
+    pool, noun = sound or left, "candidates" if len(left) == len(candidates) else "others"
+    if sound and len(sound) < len(left):
+        reasons.append(
+            f"{len(left) - len(sound)} of {len(left)} {noun} failed a gate or in a training and were left out."
         )
     elif not sound:
-        reasons.append("Every candidate failed a gate or in a training, so that none was left out for it.")
+        reasons.append(f"All {noun} failed a gate or in a training, so that none was left out for it.")
     weak = any(candidate.failed & WEAK_PGD for candidate in pool)
     if weak:
         reasons.append(
@@ -293,11 +326,17 @@ def knee_text(pool: Sequence[Candidate], taken: Candidate) -> str:
     if len({candidate.point for candidate in front}) < 3:
         return f"It is the most accurate of a front of {len(front)}: too few for a knee."
     fastest, best = (f(front, key=lambda candidate: candidate.seconds) for f in (min, max))
-    return (
-        f"It is the knee of the front of {len(front)}: farthest above the line from the fastest (#{fastest.number}: "
-        f"{fastest.seconds:.1f} s, {fastest.adversarial:.3f}) to the most accurate (#{best.number}: "
-        f"{best.seconds:.1f} s, {best.adversarial:.3f}), seconds on a logarithmic scale."
+    line = (
+        f"above the line from the fastest (#{fastest.number}: {fastest.seconds:.1f} s, {fastest.adversarial:.3f}) to "
+        f"the most accurate (#{best.number}: {best.seconds:.1f} s, {best.adversarial:.3f}), "
+        "seconds on a logarithmic scale"
     )
+    if taken.point == best.point:
+        return (
+            f"It is the most accurate of a front of {len(front)} without a knee: none lies {line}. For less time give "
+            "--max-seconds or --min-adv-accuracy."
+        )
+    return f"It is the knee of the front of {len(front)}: farthest {line}."
 
 
 def doubts(taken: Candidate, max_seconds: float | None, min_adv_accuracy: float | None) -> list[str]:

@@ -1,6 +1,7 @@
 """Train the configuration of trial NUMBER of the study NAME once more, and keep the weights.
 
-Without --seed the trial's own seed is used. Accuracies are on validation images, as in the search.
+Without --seed the trial's own seed is used. Accuracies are on validation images, as in the search, whose figures are
+printed beside the new ones.
 """
 
 import sys
@@ -27,7 +28,8 @@ def command(
     name: str, number: int, seed: int | None, out: str | None, data_dir: str | None, results_dir: str, url: str | None
 ) -> int:
     study = storage.named(name, results_dir, url)
-    (member,) = members.members_numbered(study.get_trials(deepcopy=False), [number], "number")
+    trials = study.get_trials(deepcopy=False)
+    (member,) = members.members_numbered(trials, [number], "number")
     path = Path(out or f"{name}-{number:04d}.safetensors")
     require_new(path)
     stored = study.user_attrs["settings"] | ({"data_dir": data_dir} if data_dir else {})
@@ -39,8 +41,9 @@ def command(
 
     images.load(settings)
     try:
-        written = single.train(
-            member.config if seed is None else member.with_seed(seed),
+        config = member.config if seed is None else member.with_seed(seed)
+        written, last = single.train(
+            config,
             settings.data,
             settings.evaluation,
             path,
@@ -50,10 +53,30 @@ def command(
     except Diverged as error:
         click.echo(f"error: diverged: {error}", err=True)
         return 1
+    objective = study.user_attrs.get("objective", "measured")
+    click.echo(compared(trials[number].values, objective, last, same_seed=config == member.config))
     if written != path:
         click.echo(f"{path} has appeared meanwhile and is left as it is; the weights are in")
     click.echo(written)
     return 0
+
+
+def compared(searched: Sequence[float], objective: str, last: dict[str, float], *, same_seed: bool) -> str:
+    """What the search found beside what came out now.
+
+    Args:
+        searched: The trial's adversarial accuracy and training seconds.
+        objective: Which seconds these are.
+        last: The new training's last epoch.
+        same_seed: Whether it was the trial's.
+    """
+    accuracy, seconds = searched
+    unit = "s" if objective == "measured" else f"s ({objective})"
+    equal = " (same seed: on the same kind of device accuracies should be equal)" if same_seed else ""
+    return (
+        f"search: {seconds:.1f} {unit}, adversarial {accuracy:.3f}; "
+        f"now: {last['train_seconds']:.1f} s, {last['adversarial_accuracy']:.3f}{equal}"
+    )
 
 
 def require_new(path: Path) -> None:

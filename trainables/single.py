@@ -18,13 +18,14 @@ def train(
     path: Path,
     say: Callable[[str], None],
     n_threads: int,
-) -> Path:
+) -> tuple[Path, dict[str, float]]:
     """Train on the GPU where there is one, with a line for each epoch, and write the weights to `path`.
 
     As many threads as the search's trials had make the same numbers on a CPU of the same kind.
 
     Returns:
-        Where the weights are: beside `path`, where another file has appeared there meanwhile.
+        Where the weights are: beside `path`, where another file has appeared there meanwhile. And the last epoch's row
+        of the curve, with accuracies on all of `evaluation.examples`.
 
     Raises:
         Diverged: If the loss or a weight is not finite at an epoch's end; nothing is written then.
@@ -47,7 +48,7 @@ def train(
     except BaseException:
         free.unlink()
         raise
-    return free
+    return free, row
 
 
 def taken(path: Path) -> Path:

@@ -47,6 +47,19 @@ def test_knee_of_one_or_two_members_is_the_most_accurate():
     assert knee([(0.1, 1.0), (0.4, 3.0)]) == 1
 
 
+@pytest.mark.parametrize(
+    "points",
+    [
+        [(0.1, 1.0), (0.2, 10.0), (0.9, 20.0)],  # bends inward
+        [(0.1, 1.0), (0.3, 2.0), (0.5, 4.0), (0.7, 8.0)],  # the line itself, but for rounding
+        [(0.9, 20.0), (0.1, 1.0), (0.12, 19.0), (0.9, 30.0)],  # the last is dominated
+    ],
+)
+def test_where_no_member_lies_above_the_line_the_most_accurate_stands_for_the_knee(points):
+    assert points[knee(points)][0] == max(accuracy for accuracy, _ in points)
+    assert non_dominated(points)[knee(points)]
+
+
 def test_knee_survives_a_front_of_equal_points():
     assert knee([(0.5, 1.0)] * 4) in range(4)
 

@@ -6,18 +6,23 @@ import math
 import re
 import shlex
 import time
+from typing import get_args
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
+from safetensors.numpy import save
 
 from study import confirm, members, recommend, storage, train
 from study.recommend import Candidate, choose
 from tests.study import synthetic
-from tests.study.test_confirm import add, another_version, made, no_front, search, trained  # noqa: F401 (made: a fixture)
+from tests.study.test_confirm import add, another_version, config, made, no_front, search, trained  # noqa: F401 (made: a fixture)
+from trainables import single
+from trainables.config import DataConfig, DatasetName, EvalConfig
 from trainables.errors import InputError
 from trainables.trial import Trial, load_model
 
@@ -39,6 +44,14 @@ FRONT = [candidate(1, 0.2, 5.0), candidate(2, 0.45, 10.0), candidate(3, 0.5, 100
 )
 def test_limits_choose_the_most_accurate_the_fastest_or_else_the_knee(max_seconds, min_accuracy, number):
     assert choose(FRONT, max_seconds, min_accuracy).candidate.number == number
+
+
+def test_a_front_that_bends_inward_has_no_knee_and_that_is_said():
+    choice = choose([candidate(1, 0.1, 1.0), candidate(2, 0.2, 10.0), candidate(3, 0.9, 20.0)], None, None)
+    assert choice.candidate.number == 3
+    assert choice.reasons[0].startswith("It is the most accurate of a front of 3 without a knee: none lies above")
+    assert "--max-seconds or --min-adv-accuracy" in choice.reasons[0] and "farthest" not in choice.reasons[0]
+    assert "It is the knee of the front of 3: farthest above" in choose(FRONT, None, None).reasons[0]
 
 
 POINTS = st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 100)), min_size=1, max_size=8)
@@ -97,6 +110,42 @@ def test_members_that_failed_a_gate_are_left_out_while_others_remain():
     assert choice.candidate.number == 2 and "Gates it failed: square" in " ".join(choice.reasons)
 
 
+WORTHLESS = [candidate(4, 0.09, 1.0, clean=0.1), candidate(5, 0.1, 2.0, clean=0.13)]  # 30 and 39 of 300
+
+
+def test_members_that_may_have_learnt_nothing_are_left_out_while_others_remain():
+    assert choose([*FRONT, *WORTHLESS], 2.0, None).candidate.number == 5  # no number of classes is known
+    choice = choose([*FRONT, *WORTHLESS], None, 0.05, 0.1)
+    assert choice.candidate.number == 1 and "2 of 5 candidates were left out: their clean" in " ".join(choice.reasons)
+    with pytest.raises(InputError, match="at least 5, #1's"):
+        choose([*FRONT, *WORTHLESS], 2.0, None, 0.1)
+    assert "chance" not in " ".join(choose(FRONT, None, None, 0.1).reasons)
+    masked = candidate(6, 0.3, 3.0, gates_failed="square")
+    choice = choose([masked, *WORTHLESS], None, None, 0.1)
+    assert choice.candidate is masked and "All others failed a gate" in " ".join(choice.reasons)
+
+
+def test_where_all_may_have_learnt_nothing_that_is_a_doubt():
+    choice = choose(WORTHLESS, None, None, 0.1)
+    assert choice.candidate.number == 5
+    assert "Every candidate's clean accuracy is, or by its 95 % interval may be, no better than chance (0.1)" in (
+        " ".join(choice.reasons)
+    )
+
+
+def test_chance_of_ones_own_images_is_known_from_the_weights(tmp_path):
+    assert recommend.chance("cifar100", tmp_path) == 0.01 and recommend.chance("imagefolder", tmp_path) is None
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "0001.safetensors").write_text("half a file")
+    assert recommend.chance("imagefolder", tmp_path) is None
+    (tmp_path / "models" / "0002.safetensors").write_bytes(save({"a": np.zeros(1)}, {"num_classes": "4"}))
+    assert recommend.chance("imagefolder", tmp_path) == 0.25
+
+
+def test_every_dataset_but_a_folder_has_a_known_chance():
+    assert set(recommend.CHANCE) == set(get_args(DatasetName)) - {"imagefolder"}
+
+
 def test_where_pgd_was_too_weak_candidates_are_compared_by_autoattack():
     flattered = candidate(1, 0.6, 20.0, autoattack=(0.2, 0.6, 50), gates_failed="autoattack; more_steps")
     honest = candidate(2, 0.5, 10.0, autoattack=(0.48, 0.5, 50))
@@ -116,6 +165,14 @@ def test_an_interval_that_crosses_a_limit_is_named():
 
 
 # The command
+
+
+def test_a_fast_member_at_chance_is_not_recommended(tmp_path, capsys):
+    study = search(tmp_path)
+    attrs = study.trials[2].user_attrs | {"clean_accuracy": 0.1}
+    study.add_trial(create_trial(values=[0.1, 0.5], user_attrs=attrs))
+    out = printed(capsys, ["mine", "--results-dir", str(tmp_path), "--min-adv-accuracy", "0.1"])
+    assert out.startswith("#2 ") and "1 of 3 candidates were left out" in out
 
 
 def printed(capsys, arguments):
@@ -284,6 +341,28 @@ def test_the_command_it_prints_trains_the_configuration(tmp_path, monkeypatch, c
     assert train.main(arguments) == 2  # nothing is overwritten
     assert "mine-0002.safetensors exists" in capsys.readouterr().err
     assert members.member(study.trials[2]).config.seed == 5  # the search's own
+
+
+@pytest.mark.parametrize("seed", [[], ["--seed", "5"], ["--seed", "6"]])  # 5 is the trial's
+def test_what_came_out_stands_beside_what_the_search_found(seed, tmp_path, capsys):
+    study = search(tmp_path)
+    given = ["mine", "2", "--results-dir", str(tmp_path), "--out", str(tmp_path / "weights"), *seed]
+    assert train.main(given) == 0
+    *_, epoch, line, _ = capsys.readouterr().out.splitlines()
+    seconds, accuracy = re.search(r": ([0-9.]+) s, .* adversarial ([0-9.]+)$", epoch).groups()
+    same = " (same seed: on the same kind of device accuracies should be equal)"
+    expected = f"search: 5.0 s, adversarial 0.300; now: {seconds} s, {accuracy}"
+    assert line == expected + (same if seed != ["--seed", "6"] else "")
+    study.set_user_attr("objective", "calibrated")
+    (tmp_path / "weights").unlink()
+    train.main(given)
+    assert capsys.readouterr().out.splitlines()[-2].startswith("search: 5.0 s (calibrated), adversarial 0.300; now: ")
+
+
+def test_the_last_accuracy_is_on_as_many_images_as_the_searchs(tmp_path):
+    evaluation = EvalConfig(examples=60, curve_examples=10, attack_steps=1)
+    _, last = single.train(config(), DataConfig(), evaluation, tmp_path / "weights", lambda line: None, 1)
+    assert last["n_examples"] == 60
 
 
 def test_it_trains_on_as_many_threads_as_the_searchs_trials_had(tmp_path, monkeypatch):

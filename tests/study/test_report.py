@@ -5,21 +5,29 @@ import math
 import re
 import sqlite3
 import time
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import optuna
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 import trainables.examples
-from study import confirm, examples, figures, importances, page, recommend, report, storage
+from study import confirm, examples, figures, importances, page, picture, recommend, report, storage
+from study.results import wilson
 from tests.study import browser, synthetic
 from tests.study.test_results import CONFIG, add, weights
 from trainables import data, devices
-from trainables.config import EvalConfig, TrialConfig
+from trainables.adversarial import RECIPES, step
+from trainables.config import EvalConfig, Training, TrialConfig
 from trainables.examples import N_ATTACKED
+from trainables.resnet import resnet
+from trainables.sgd import SGD
 from trainables.trial import Trial, evaluation_attack, first_examples, load_model
 
 SETTINGS = {"name": "mine", "dataset": "digits", "eps": 0.1, "attack_steps": 10, "trials": 4}
@@ -85,6 +93,39 @@ def test_pictures_are_written_for_the_screen_and_for_paper(results):
     report.main(["mine", "--results-dir", str(results)])
     assert (results / "mine" / "front.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (results / "mine" / "front.svg").read_text()
+
+
+def test_a_command_on_the_page_leads_to_this_study(results, monkeypatch):
+    report.main(["mine", "--results-dir", str(results)])
+    assert f"<code>python -m study.confirm mine --results-dir {results}</code>" in html(results)
+    (results / "results").mkdir()
+    (results / "mine").rename(results / "results" / "mine")
+    monkeypatch.chdir(results)
+    report.main(["mine"])
+    assert "<code>python -m study.confirm mine</code>" in html(results / "results")
+    (results / "results" / "mine" / "study.db").rename(results / "elsewhere.db")
+    report.main(["mine", "--storage", f"sqlite:///{results / 'elsewhere.db'}"])
+    assert "<code>python -m study.confirm mine --storage URL</code>" in html(results / "results")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("fastest", "slowest"),
+    [(0.05, 1), (0.3, 7), (1, 20), (50, 5000), (5, 5), (3.1, 3.2), (0.001, 1e5), (2, 2500), (7.4, 7.40001), (4e4, 9e4)],
+)
+def test_seconds_below_the_picture_are_plain_numbers_apart_from_each_other(fastest, slowest):
+    study = optuna.create_study(directions=storage.DIRECTIONS)
+    add(study, 0.3, fastest)
+    add(study, 0.5, slowest)
+    drawn = picture.front(study.trials, "mine", "measured", "PGD-10")
+    picture.encode(drawn, "png")
+    labels = [label for label in drawn.axes[0].get_xticklabels(which="both") if label.get_text()]
+    low, high = drawn.axes[0].get_xlim()
+    places = [float(label.get_text()) for label in labels]
+    assert len(places) >= 2 and places == sorted(places) and low <= places[0] and places[-1] <= high
+    assert all(re.fullmatch(r"[0-9]+(\.[0-9]+)?", label.get_text()) for label in labels)
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(left.x1 + 5 < right.x0 for left, right in zip(boxes, boxes[1:], strict=False))
 
 
 def test_trials_that_did_not_end_well_stand_apart_where_their_last_evaluated_epoch_was(results):
@@ -206,6 +247,128 @@ def test_tables_that_are_not_as_written_get_one_line(table, gates, message, resu
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and "; accepted: what study.confirm" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ([], []),
+        ([4.0], [5]),
+        ([6.0, 19.0], [7, 10, 15, 20]),
+        ([1.0, 1000.0], [5, 30, 200, 1000]),
+        ([0.0, 0.06], [0.003, 0.01, 0.02, 0.07]),
+        ([0.15, 0.3], [0.15, 0.2, 0.3]),
+    ],
+)
+def test_budgets_are_round_and_the_last_covers_every_trial(seconds, expected):
+    assert page.budgets(seconds) == expected
+
+
+@given(st.lists(st.floats(1e-4, 1e7), min_size=1, max_size=9))
+def test_budgets_rise_and_none_is_too_short_for_all(seconds):
+    found = page.budgets(seconds)
+    assert found == sorted(set(found)) and len(found) <= page.N_BUDGETS
+    assert found[0] >= min(seconds) and max(seconds) <= found[-1] <= max(2 * max(seconds), 1e-3)
+
+
+def test_the_best_of_each_recipe_within_a_budget_is_told():
+    study = optuna.create_study(directions=storage.DIRECTIONS)
+    pgd = CONFIG | {"training": "pgd", "norm": "batchnorm"}
+    for accuracy, seconds, config in [(0.1, 6, CONFIG), (0.3, 8, CONFIG), (0.2, 19, CONFIG), (0.5, 14, pgd)]:
+        add(study, accuracy, seconds, config=config)
+    add(study, state=TrialState.FAIL)
+    found = page.bought(study.trials)
+    assert found["budgets"] == ["7 s", "10 s", "15 s", "20 s"]
+    assert [(row["recipe"], row["n"]) for row in found["rows"]] == [("pgd, batchnorm", 1), ("natural, fixup", 3)]
+    told = [[cell and (cell["number"], cell["n"], cell["best"]) for cell in row["cells"]] for row in found["rows"]]
+    assert told == [
+        [None, None, (3, 1, True), (3, 1, True)],
+        [(0, 1, True), (1, 2, True), (1, 2, False), (1, 3, False)],
+    ]
+    low, high = wilson(0.5, 100)
+    assert found["rows"][0]["cells"][2] | {"low": low, "high": high} == found["rows"][0]["cells"][2]
+    text = re.sub(r"<[^>]+>|\s+", " ", page.page(study.trials, SETTINGS, "measured", Path("nowhere")))
+    assert "pgd, batchnorm 1 – – 0.500 [0.404, 0.596] #3 alone" in " ".join(text.split())
+    assert "0.300 [0.219, 0.396] #1, best of 3" in " ".join(text.split())
+
+
+def test_budgets_are_told_in_minutes_and_hours_too():
+    assert [page.duration(s) for s in (0.05, 7, 1500, 7000)] == ["0.05 s", "7 s", "1500 s (25 min)", "7000 s (1.9 h)"]
+
+
+class Watched:
+    """A configuration that remembers which of its fields were read."""
+
+    def __init__(self, config):
+        self.config, self.read = config, set()
+
+    def __getattr__(self, field):
+        self.read.add(field)
+        return getattr(self.config, field)
+
+
+@pytest.mark.parametrize("training", sorted(RECIPES))
+def test_the_fields_that_a_training_reads_are_those_that_its_step_reads(training):
+    config = Watched(TrialConfig(training=training))
+    model = resnet(8, 10, 1, "batchnorm")
+    optimizer = SGD(model, momentum=0.0, nesterov=False, weight_decay=0.0)
+    optimizer.set_lr(0.1)
+    step(config, torch.Generator())(model, optimizer, torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))
+    crafts = {"eps", "pgd_steps", "step_size"} if training == "static" else set()  # before the first step
+    assert config.read & figures.READ_BY_SOME | crafts == figures.READ_BY[training]
+    assert set(figures.READ_BY) == set(get_args(Training))
+
+
+def parallel(*configs):
+    study = optuna.create_study(directions=storage.DIRECTIONS)
+    for i, config in enumerate(configs):
+        add(study, 0.1 + 0.1 * i, 1.0 + i, config=TrialConfig(**config).model_dump(mode="json"))
+    return figures.parallel_coordinates(study.trials)
+
+
+def axes(*configs):
+    """Label to (positions, ticks by their position) of the parallel coordinates of such trials."""
+    return {
+        axis.label: (list(axis.values), dict(zip(axis.tickvals or (), axis.ticktext or (), strict=True)))
+        for axis in parallel(*configs).data[0].dimensions
+    }
+
+
+def test_parallel_coordinates_show_a_parameter_only_where_the_training_reads_it():
+    natural, pgd = {"training": "natural"}, {"training": "pgd", "step_size": 0.1}
+    found = axes(natural, pgd, pgd | {"pgd_steps": 3}, {"training": "trades", "pgd_steps": 3})
+    values, ticks = found["pgd_steps"]
+    assert [ticks[value] for value in values] == ["–", "7", "3", "3"] and values[0] == min(values)
+    assert "trades_beta" not in found and "eps" not in found  # one value where they are read
+    values, ticks = found["step_size"]
+    assert [ticks[value] for value in values] == ["–", "0.1", "0.1", "–"]  # TRADES takes its own
+    values, ticks = axes(natural, pgd | {"eps": 0.01}, pgd | {"eps": 0.5})["eps"]  # by the logarithm
+    assert [ticks[value] for value in values] == ["–", "0.01", "0.5"] and values[0] == min(values)
+
+
+def test_parallel_coordinates_leave_out_what_a_choice_makes_void():
+    growing = {"batch_size_schedule": {"kind": "geometric", "first": 8, "last": 16}}
+    constant = {"batch_size_schedule": {"kind": "constant", "size": 8}}
+    still, moving = {"momentum": 0}, {"nesterov": True}
+    by_batch, fixed = {"eval_statistics": "batch"}, {"lr_follows_batch": False}
+    found = axes(
+        constant | still | {"norm": "fixup"}, growing | moving | by_batch, growing | fixed, {"norm": "groupnorm"}
+    )
+    for label, shown in {
+        "lr_follows_batch": ["–", "True", "False", "–"],
+        "nesterov": ["–", "True", "False", "False"],
+        "eval_statistics": ["–", "batch", "population", "–"],
+    }.items():
+        values, ticks = found[label]
+        assert [ticks[value] for value in values] == shown
+
+
+def test_many_parallel_axes_get_room_for_their_names():
+    changed = {"norm": "groupnorm", "depth": 20, "epochs": 5, "momentum": 0.5, "weight_decay": 0.1, "nesterov": True}
+    changed |= {"lr_batch_ratio": 0.1, "lr_schedule": "cosine", "precision": "fp32", "eps": 0.1, "pgd_steps": 3}
+    made = parallel({"training": "pgd"}, {"training": "pgd"} | changed)
+    assert made.layout.width == figures.AXIS_WIDTH * len(made.data[0].dimensions)
+    assert parallel({}, {"epochs": 5}).layout.width is None  # as wide as the page
 
 
 class TestImportances:
