@@ -123,9 +123,9 @@ def error_text(trials: list[FrozenTrial]) -> str:
     errors = relative_errors(trials)
     if not len(errors):
         return ""
+    middle, least, most = (f"{100 * error:+.0f} %" for error in (np.median(errors), errors.min(), errors.max()))
     text = (
-        f"Calibrated seconds are {np.median(errors):+.0%} off measured ones in the median of {len(errors)} trials "
-        f"({errors.min():+.0%} to {errors.max():+.0%})."
+        f"Calibrated seconds are {middle} off measured ones in the median of {len(errors)} trials ({least} to {most})."
     )
     quickest, slowest = np.quantile(1 / (1 + errors), [0.1, 0.9])  # measured seconds for a calibrated one
     if slowest < UNEQUAL * quickest:

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from optuna.trial import FrozenTrial, TrialState
 from plotly.offline import get_plotlyjs
 
-from study import examples, figures, importances, picture, storage
+from study import calibration, examples, figures, importances, picture, storage
 from study.front import probability_by_examples
 from study.results import (
     GAIN,
@@ -85,6 +85,7 @@ def page(
         objective=objective,
         attack=attack_text(settings),
         states=Counter(trial.state.name for trial in trials),
+        timing=calibration.error_text(trials),
         is_unfinished=is_unfinished,
         n_ended=sum(trial.state in storage.FINISHED for trial in trials),
         members=member_rows(trials),

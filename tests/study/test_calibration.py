@@ -81,8 +81,8 @@ def test_the_error_is_relative_to_the_measured_seconds_of_complete_trials():
     "measured, said, times",
     [
         ([], "", None),
-        ([1.0, 1.1, 1.2, 1.25], "-13% off measured ones in the median of 4 trials (-20% to +0%).", None),
-        ([1.0, 1.0, 2.5, 2.5], "-30% off measured ones in the median of 4 trials (-60% to +0%).", "2.5"),
+        ([1.0, 1.1, 1.2, 1.25], "-13 % off measured ones in the median of 4 trials (-20 % to +0 %).", None),
+        ([1.0, 1.0, 2.5, 2.5], "-30 % off measured ones in the median of 4 trials (-60 % to +0 %).", "2.5"),
     ],
 )
 def test_a_device_that_was_not_equally_free_is_told(measured, said, times):
