@@ -1,12 +1,16 @@
 """A study from its settings to its results: storage, run, tables, pictures."""
 
+import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from hashlib import sha256
+from itertools import count
 from pathlib import Path
 
+import click
 import numpy as np
 import optuna
 from rich.console import Console
@@ -21,11 +25,12 @@ from study.sole_writer import SoleWriter
 from study.spaces import Space
 from trainables.config import TrialConfig
 from trainables.errors import InputError
-from trainables.files import remove_partial
+from trainables.files import remove_partial, write_whole
 from trainables.stores import Unreachable
 
 # Not stored with the study: secrets, places of this machine, and how long one run may last.
 NOT_STORED = {"storage", "address", "results_dir", "timeout"}
+MAX_SPACE_TEXT = 60_000  # bytes of JSON; some databases hold 65,535 in a text
 PLAIN_WIDTH = 120  # columns where stdout is no terminal
 
 
@@ -111,9 +116,38 @@ def open_study(settings: StudySettings, space: Space, n_examples: int) -> optuna
     n_existing, configure = len(study.get_trials(deepcopy=False)), partial(spaces.configure, space, settings)
     study.sampler = search.make_sampler(settings, n_existing, configure, n_examples)
     study.set_user_attr("settings", settings.model_dump(mode="json", exclude=NOT_STORED))
+    if storage.n_finished(study) < settings.trials:  # else nothing is drawn from it
+        keep_space(study, space, settings.folder)
     search.requeue_interrupted(study)
     search.enqueue_baselines(study, space)
     return study
+
+
+def keep_space(study: optuna.Study, space: Space, folder: Path) -> None:
+    """The space's file with the study, and as space.py in its folder; earlier ones as space-1.py, space-2.py and so on.
+
+    Says on stderr where it is another than the study has. A text too long for the storage is there by its digest alone.
+    """
+    file, known = folder / "space.py", study.user_attrs.get("space_file")
+    text = space.source.decode(errors="surrogateescape")  # whatever its encoding, the same bytes come back
+    kept = text if len(json.dumps(text)) <= MAX_SPACE_TEXT else None
+    now = {"sha256": sha256(space.source).hexdigest(), "text": kept}
+    stored = known["text"].encode(errors="surrogateescape") if known and known["text"] else space.source
+    held = file.read_bytes() if file.exists() else space.source  # another than stored if too long, or edited there
+    earlier = []
+    for source in dict.fromkeys([stored, held]):
+        if source != space.source:
+            earlier.append(next(path for n in count(1) if not (path := folder / f"space-{n}.py").exists()))
+            write_whole(earlier[-1], source)
+    write_whole(file, space.source)
+    if known not in (None, now):
+        where = ", ".join([f"{file} has the new one", *(f"{path.name} the earlier" for path in earlier)])
+        click.echo(
+            f"space: {space.path} has changed since the study last ran: its trials so far were drawn from another; "
+            f"{where}",
+            err=True,
+        )
+    study.set_user_attr("space_file", now)
 
 
 def finish(study: optuna.Study, settings: StudySettings, console: Console, ending: str) -> None:
@@ -127,7 +161,7 @@ def finish(study: optuna.Study, settings: StudySettings, console: Console, endin
     page.write(study, settings.folder)
     console.print(front_table(trials))
     console.print(f"hypervolume {front_hypervolume(trials):.4g} accuracy x seconds", highlight=False)
-    files = ("report.html", "front.png", "front.csv", "trials.csv", "study.json", "models/")
+    files = ("report.html", "front.png", "front.csv", "trials.csv", "study.json", "space.py", "models/")
     again = command_line(settings, "pareto", settings.space, "--name", settings.name)
     more = f"More: {again} --trials {storage.n_finished(study) * 2}"
     say_end(console, study, settings, [settings.folder / name for name in files], ending, again, more)

@@ -33,6 +33,7 @@ class Space:
     function: Callable[[optuna.Trial], dict[str, object]]
     baselines: dict[str, dict[str, object]]
     defaults: dict[str, object]
+    source: bytes = b""  # of the file
 
 
 def names() -> list[str]:
@@ -74,7 +75,7 @@ def load(name_or_path: str) -> Space:
                 raise InputError(f"BASELINES: {label!r}: parameter {field!r} given; accepted: a field's name")
             if type(value) not in PLAIN:
                 raise InputError(f"BASELINES: {label!r}: {field}: {value!r} given; accepted: {', '.join(PLAIN_NAMES)}")
-    return Space(path, function, baselines, defaults)
+    return Space(path, function, baselines, defaults, path.read_bytes())
 
 
 def _execute(path: Path) -> ModuleType:

@@ -106,6 +106,7 @@ class TestFinishedStudy:
         folder = finished[0] / "results" / "mine"
         for name in ("study.db", "trials.csv", "front.csv", "report.html", "front.png", "study.json", "tune", "models"):
             assert (folder / name).exists(), name
+        assert (folder / "space.py").read_bytes() == (finished[0] / "mine.py").read_bytes()
         assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
         assert list((folder / "tune" / "checkpoints").iterdir()) == []
         assert list((folder / "tune").glob("run-*/*/events.out.tfevents.*"))
