@@ -42,7 +42,7 @@ def conduct(settings: StudySettings, space: Space) -> int:
             written then.
     """
     dataset, seen = images.load(settings)
-    spaces.try_out(space, settings, len(dataset.train))
+    space = spaces.try_out(space, settings, len(dataset.train))
     if settings.sampler == "front":
         spaces.configure(space, settings, Draw(np.random.default_rng(settings.seed)))  # as it will be drawn from
     return carry_out(

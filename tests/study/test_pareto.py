@@ -28,6 +28,7 @@ TINY = ["--depth", "8", "--eval-examples", "60", "--attack-steps", "3"]
 
 SPACE = """
 BASELINES = {"published [/x]": {"batch_size_schedule.size": 128, "norm": "batchnorm", "lr_batch_ratio": 1e-3}}
+BASELINES["published [/x]"]["batch_size_schedule.kind"] = "constant"
 DEFAULTS = {"dataset": "digits", "eps": 0.1}
 
 def space(trial):
@@ -65,6 +66,7 @@ class TestFinishedStudy:
         study = open_study(finished[0] / "results", "mine")
         assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 5
         assert study.trials[0].user_attrs["label"] == "published [/x]"
+        assert "batch_size_schedule.kind" not in study.trials[0].system_attrs["fixed_params"]  # a constant
         for trial in study.trials:
             curve = trial.user_attrs["curve"]
             assert [row["epoch"] for row in curve] == [1, 2]
