@@ -13,12 +13,13 @@ from pathlib import Path
 import click
 import numpy as np
 import optuna
+from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from study import images, page, runner, search, spaces, storage
 from study.lock import driver_lock
 from study.progress import Progress, front_table
-from study.results import front_hypervolume, sync_models, write_study_json, write_tables
+from study.results import front_hypervolume, is_complete, sync_models, write_study_json, write_tables
 from study.sampling import Draw
 from study.settings import StudySettings
 from study.sole_writer import SoleWriter
@@ -31,6 +32,7 @@ from trainables.stores import Unreachable
 # Not stored with the study: secrets, places of this machine, and how long one run may last.
 NOT_STORED = {"storage", "address", "results_dir", "timeout"}
 MAX_SPACE_TEXT = 60_000  # bytes of JSON; some databases hold 65,535 in a text
+N_REASONS = 3  # that are named where no trial completed
 PLAIN_WIDTH = 120  # columns where stdout is no terminal
 
 
@@ -190,13 +192,23 @@ def say_end(
     then: str,
     noun: str = "trials",
 ) -> None:
-    """The files that were written, how many trials have ended, and the command to run `again` or `then`."""
-    n = storage.n_finished(study)
+    """The files that were written, how many trials have ended, why if none completed, and the command to run next."""
+    n, lines = storage.n_finished(study), [f"  {file}" for file in files]
+    trials = study.get_trials(deepcopy=False)
+    if n and not any(map(is_complete, trials)):
+        lines.append(f"No {noun.removesuffix('s')} completed: {frequent_reasons(trials)}")
     if ending == "finished":
         message = f"All {n} {noun} have ended. {then}"
     elif ending == storage.TOO_LITTLE_GAIN:
         message = f"Ended after {n} {noun}: another promised too little. To go on all the same: {again} --until-gain 0"
     else:
         message = f"Stopped ({ending}) after {n} of {settings.trials} {noun}. To go on: {again}"
-    for line in [*(f"  {file}" for file in files), message]:
+    for line in [*lines, message]:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def frequent_reasons(trials: Sequence[FrozenTrial]) -> str:
+    """Why trials were stopped or failed, e.g. `3 failed (diverged: loss nan); 1 stopped early (too slow)`."""
+    reasons = [f"{n} {state} ({reason})" for n, state, reason in page.reasons(trials)]
+    rest = len(reasons) - N_REASONS
+    return "; ".join(reasons[:N_REASONS] + ([f"{rest} more reasons in trials.csv"] if rest > 0 else []))

@@ -1,10 +1,13 @@
 import hashlib
+import io
 from contextlib import contextmanager
 
 import optuna
 import pytest
+from optuna.trial import TrialState
+from rich.console import Console
 
-from study import conduct, runner, spaces
+from study import conduct, runner, spaces, storage
 from study.settings import StudySettings
 from trainables.errors import InputError
 
@@ -113,3 +116,34 @@ def test_a_space_that_nothing_is_drawn_from_is_not_kept(settings, go_on, capsys)
     go_on(first)
     go_on(TEXT.format("two").encode(), trials=1)
     assert spaces_in(settings.folder) == {"space.py": first} and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("reasons", "noun", "said"),
+    [
+        (
+            ["diverged: loss nan in epoch 1"] * 3,
+            "trials",
+            ["No trial completed: 3 failed (diverged: loss nan in epoch 1)"],
+        ),
+        (
+            ["out of memory", "b", *["diverged"] * 2, "d", "e"],
+            "trainings",
+            [
+                "No training completed: 2 failed (diverged); 1 failed (out of memory); 1 failed (b); "
+                "2 more reasons in trials.csv"
+            ],
+        ),
+        (["diverged", "finished"], "trials", []),
+        ([], "trials", []),
+    ],
+)
+def test_a_study_without_a_complete_trial_says_why(reasons, noun, said, settings):
+    study = optuna.create_study(directions=storage.DIRECTIONS)
+    for reason in reasons:
+        ended = {"values": [0.5, 1.0]} if reason == "finished" else {"state": TrialState.FAIL}
+        study.add_trial(optuna.trial.create_trial(**ended, user_attrs={"reason": reason}))
+    study.ask()
+    out = io.StringIO()
+    conduct.say_end(Console(file=out, width=120), study, settings, [], "finished", "again", "More.", noun)
+    assert out.getvalue().splitlines() == [*said, f"All {len(reasons)} {noun} have ended. More."]
