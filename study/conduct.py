@@ -117,8 +117,12 @@ def open_study(settings: StudySettings, space: Space, n_examples: int) -> optuna
     study = storage.open_study(SoleWriter(storage.from_url(settings.storage_url)), settings.name)
     n_existing, configure = len(study.get_trials(deepcopy=False)), partial(spaces.configure, space, settings)
     study.sampler = search.make_sampler(settings, n_existing, configure, n_examples)
-    study.set_user_attr("settings", settings.model_dump(mode="json", exclude=NOT_STORED))
-    if storage.n_finished(study) < settings.trials:  # else nothing is drawn from it
+    n_ended = storage.n_finished(study)
+    stored = settings.model_copy(
+        update={"trials": max(settings.trials, n_ended)}
+    )  # if fewer are asked for, none is run
+    study.set_user_attr("settings", stored.model_dump(mode="json", exclude=NOT_STORED))
+    if n_ended < settings.trials:  # else nothing is drawn from the space
         keep_space(study, space, settings.folder)
     search.requeue_interrupted(study)
     search.enqueue_baselines(study, space)

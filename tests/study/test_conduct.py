@@ -147,3 +147,14 @@ def test_a_study_without_a_complete_trial_says_why(reasons, noun, said, settings
     out = io.StringIO()
     conduct.say_end(Console(file=out, width=120), study, settings, [], "finished", "again", "More.", noun)
     assert out.getvalue().splitlines() == [*said, f"All {len(reasons)} {noun} have ended. More."]
+
+
+@pytest.mark.parametrize(("asked", "stored"), [(2, 3), (3, 3), (5, 5)])
+def test_fewer_trials_than_have_ended_are_not_stored_as_the_studys(asked, stored, settings, go_on):
+    text = TEXT.format("one").encode()
+    study = go_on(text, trials=10)
+    for _ in range(2):
+        study.add_trial(optuna.trial.create_trial(values=[0.5, 1.0]))
+    assert storage.is_unfinished(study)
+    study = go_on(text, trials=asked)
+    assert study.user_attrs["settings"]["trials"] == stored and storage.is_unfinished(study) is (asked > 3)

@@ -132,6 +132,12 @@ class TestFinishedStudy:
         assert time.monotonic() - started < 30
         assert (folder / "results" / "mine" / "trials.csv").read_bytes() == before
 
+    def test_fewer_trials_than_it_has_leave_it_as_it_is(self, finished):
+        folder, command, _ = finished
+        assert pareto.main([*command, "--trials", "2"]) == 0
+        assert open_study(folder / "results", "mine").user_attrs["settings"]["trials"] == 5
+        assert "<strong>Unfinished" not in (folder / "results" / "mine" / "report.html").read_text()
+
     def test_other_settings_under_the_same_name_are_refused_with_the_difference(self, finished, capsys):
         folder, command, _ = finished
         assert pareto.main([*command, "--eps", "0.2"]) == 2
