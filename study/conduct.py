@@ -1,31 +1,38 @@
 """A study from its settings to its results: storage, run, tables, pictures."""
 
+import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from hashlib import sha256
+from itertools import count
 from pathlib import Path
 
+import click
 import numpy as np
 import optuna
+from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from study import images, page, runner, search, spaces, storage
 from study.lock import driver_lock
 from study.progress import Progress, front_table
-from study.results import front_hypervolume, sync_models, write_study_json, write_tables
+from study.results import front_hypervolume, is_complete, sync_models, write_study_json, write_tables
 from study.sampling import Draw
 from study.settings import StudySettings
 from study.sole_writer import SoleWriter
 from study.spaces import Space
 from trainables.config import TrialConfig
 from trainables.errors import InputError
-from trainables.files import remove_partial
+from trainables.files import remove_partial, write_whole
 from trainables.stores import Unreachable
 
 # Not stored with the study: secrets, places of this machine, and how long one run may last.
 NOT_STORED = {"storage", "address", "results_dir", "timeout"}
+MAX_SPACE_TEXT = 60_000  # bytes of JSON; some databases hold 65,535 in a text
+N_REASONS = 3  # that are named where no trial completed
 PLAIN_WIDTH = 120  # columns where stdout is no terminal
 
 
@@ -37,7 +44,7 @@ def conduct(settings: StudySettings, space: Space) -> int:
             written then.
     """
     dataset, seen = images.load(settings)
-    spaces.try_out(space, settings, len(dataset.train))
+    space = spaces.try_out(space, settings, len(dataset.train))
     if settings.sampler == "front":
         spaces.configure(space, settings, Draw(np.random.default_rng(settings.seed)))  # as it will be drawn from
     return carry_out(
@@ -110,10 +117,43 @@ def open_study(settings: StudySettings, space: Space, n_examples: int) -> optuna
     study = storage.open_study(SoleWriter(storage.from_url(settings.storage_url)), settings.name)
     n_existing, configure = len(study.get_trials(deepcopy=False)), partial(spaces.configure, space, settings)
     study.sampler = search.make_sampler(settings, n_existing, configure, n_examples)
-    study.set_user_attr("settings", settings.model_dump(mode="json", exclude=NOT_STORED))
+    n_ended = storage.n_finished(study)
+    stored = settings.model_copy(
+        update={"trials": max(settings.trials, n_ended)}
+    )  # if fewer are asked for, none is run
+    study.set_user_attr("settings", stored.model_dump(mode="json", exclude=NOT_STORED))
+    if n_ended < settings.trials:  # else nothing is drawn from the space
+        keep_space(study, space, settings.folder)
     search.requeue_interrupted(study)
     search.enqueue_baselines(study, space)
     return study
+
+
+def keep_space(study: optuna.Study, space: Space, folder: Path) -> None:
+    """The space's file with the study, and as space.py in its folder; earlier ones as space-1.py, space-2.py and so on.
+
+    Says on stderr where it is another than the study has. A text too long for the storage is there by its digest alone.
+    """
+    file, known = folder / "space.py", study.user_attrs.get("space_file")
+    text = space.source.decode(errors="surrogateescape")  # whatever its encoding, the same bytes come back
+    kept = text if len(json.dumps(text)) <= MAX_SPACE_TEXT else None
+    now = {"sha256": sha256(space.source).hexdigest(), "text": kept}
+    stored = known["text"].encode(errors="surrogateescape") if known and known["text"] else space.source
+    held = file.read_bytes() if file.exists() else space.source  # another than stored if too long, or edited there
+    earlier = []
+    for source in dict.fromkeys([stored, held]):
+        if source != space.source:
+            earlier.append(next(path for n in count(1) if not (path := folder / f"space-{n}.py").exists()))
+            write_whole(earlier[-1], source)
+    write_whole(file, space.source)
+    if known not in (None, now):
+        where = ", ".join([f"{file} has the new one", *(f"{path.name} the earlier" for path in earlier)])
+        click.echo(
+            f"space: {space.path} has changed since the study last ran: its trials so far were drawn from another; "
+            f"{where}",
+            err=True,
+        )
+    study.set_user_attr("space_file", now)
 
 
 def finish(study: optuna.Study, settings: StudySettings, console: Console, ending: str) -> None:
@@ -127,7 +167,7 @@ def finish(study: optuna.Study, settings: StudySettings, console: Console, endin
     page.write(study, settings.folder)
     console.print(front_table(trials))
     console.print(f"hypervolume {front_hypervolume(trials):.4g} accuracy x seconds", highlight=False)
-    files = ("report.html", "front.png", "front.csv", "trials.csv", "study.json", "models/")
+    files = ("report.html", "front.png", "front.csv", "trials.csv", "study.json", "space.py", "models/")
     again = command_line(settings, "pareto", settings.space, "--name", settings.name)
     more = f"More: {again} --trials {storage.n_finished(study) * 2}"
     say_end(console, study, settings, [settings.folder / name for name in files], ending, again, more)
@@ -156,13 +196,23 @@ def say_end(
     then: str,
     noun: str = "trials",
 ) -> None:
-    """The files that were written, how many trials have ended, and the command to run `again` or `then`."""
-    n = storage.n_finished(study)
+    """The files that were written, how many trials have ended, why if none completed, and the command to run next."""
+    n, lines = storage.n_finished(study), [f"  {file}" for file in files]
+    trials = study.get_trials(deepcopy=False)
+    if n and not any(map(is_complete, trials)):
+        lines.append(f"No {noun.removesuffix('s')} completed: {frequent_reasons(trials)}")
     if ending == "finished":
         message = f"All {n} {noun} have ended. {then}"
     elif ending == storage.TOO_LITTLE_GAIN:
         message = f"Ended after {n} {noun}: another promised too little. To go on all the same: {again} --until-gain 0"
     else:
         message = f"Stopped ({ending}) after {n} of {settings.trials} {noun}. To go on: {again}"
-    for line in [*(f"  {file}" for file in files), message]:
+    for line in [*lines, message]:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def frequent_reasons(trials: Sequence[FrozenTrial]) -> str:
+    """Why trials were stopped or failed, e.g. `3 failed (diverged: loss nan); 1 stopped early (too slow)`."""
+    reasons = [f"{n} {state} ({reason})" for n, state, reason in page.reasons(trials)]
+    rest = len(reasons) - N_REASONS
+    return "; ".join(reasons[:N_REASONS] + ([f"{rest} more reasons in trials.csv"] if rest > 0 else []))

@@ -5,12 +5,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -33,6 +33,7 @@ class Space:
     function: Callable[[optuna.Trial], dict[str, object]]
     baselines: dict[str, dict[str, object]]
     defaults: dict[str, object]
+    source: bytes = b""  # of the file
 
 
 def names() -> list[str]:
@@ -74,7 +75,7 @@ def load(name_or_path: str) -> Space:
                 raise InputError(f"BASELINES: {label!r}: parameter {field!r} given; accepted: a field's name")
             if type(value) not in PLAIN:
                 raise InputError(f"BASELINES: {label!r}: {field}: {value!r} given; accepted: {', '.join(PLAIN_NAMES)}")
-    return Space(path, function, baselines, defaults)
+    return Space(path, function, baselines, defaults, path.read_bytes())
 
 
 def _execute(path: Path) -> ModuleType:
@@ -106,21 +107,22 @@ def configure(space: Space, settings: StudySettings, trial: optuna.Trial) -> Tri
         InputError: If the space raises, or suggests or returns what TrialConfig does not accept, or
             the trial is a published configuration that lacks a parameter.
     """
+    label = trial.user_attrs.get("label")
     try:
         constants = space.function(trial)
     except (InputError, SQLAlchemyError, StorageInternalError):
         raise  # a storage that fails while a value is suggested is no mistake of the space
     except (Exception, SystemExit) as error:
-        raise _users_line(space.path, error) from None
+        under = f", under {label!r} of BASELINES" if label in space.baselines else ""
+        raise InputError(f"{_users_line(space.path, error)}{under}") from None
     if not isinstance(constants, dict | None):
         raise InputError(f"space: {space.path} returned {type(constants).__name__}; accepted: a dict of constants")
     constants = dict(constants or {})
     for field in constants:
         if not isinstance(field, str):
             raise InputError(f"space: {space.path} returned a field {field!r}; accepted: names of fields")
-    label = trial.user_attrs.get("label")
     if label in space.baselines:
-        refuse_incomplete(space, label, trial)
+        refuse_inexact(space, label, trial, constants)
     if settings.depth is not None:
         if "depth" in trial.params:
             raise InputError(f"depth: {settings.depth} given, but {space.path} suggests it; accepted: one of the two")
@@ -134,13 +136,17 @@ def configure(space: Space, settings: StudySettings, trial: optuna.Trial) -> Tri
     return trial_config(constants | trial.params)
 
 
-def try_out(space: Space, settings: StudySettings, n_train: int) -> None:
+def try_out(space: Space, settings: StudySettings, n_train: int) -> Space:
     """Draw every published configuration and some random ones, so that a mistake shows before anything is written.
 
+    Returns:
+        The space, with the published configurations less what is constant: nothing that Optuna would ignore.
+
     Raises:
-        InputError: If a configuration is not accepted, a published one is incomplete, or a batch
-            is larger than the training set.
+        InputError: If a configuration is not accepted, a published one is not exactly one of the space, or a
+            batch is larger than the training set.
     """
+    baselines = {}
     study = optuna.create_study(
         directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed=settings.seed)
     )
@@ -151,11 +157,14 @@ def try_out(space: Space, settings: StudySettings, n_train: int) -> None:
         with warnings.catch_warnings(action="ignore"):  # Optuna's word on what is refused in our own
             config = configure(space, settings, trial)
         refuse_objects(space, trial.distributions)
+        if label is not None:
+            baselines[label] = trial.params
         if config.batch_size_schedule.largest > n_train:
             raise InputError(
                 f"batch_size_schedule: {config.batch_size_schedule.largest} images in a batch given"
                 f"{f' by {label!r}' if label else ''}; accepted: at most the training set ({n_train})"
             )
+    return replace(space, baselines=baselines)
 
 
 def refuse_objects(space: Space, distributions: Mapping[str, BaseDistribution]) -> None:
@@ -170,17 +179,32 @@ def refuse_objects(space: Space, distributions: Mapping[str, BaseDistribution]) 
                 )
 
 
-def refuse_incomplete(space: Space, label: str, trial: optuna.Trial) -> None:
+def refuse_inexact(space: Space, label: str, trial: optuna.Trial, constants: Mapping[str, object]) -> None:
     """What Optuna does with a starting configuration silently is a mistake here: it samples what is left out,
     ignores what is never suggested, and takes what lies out of range.
 
     Raises:
-        InputError: If the published configuration lacks a parameter, has one too many, or one out of range.
+        InputError: If the published configuration lacks a parameter, has one too many that is not the constant that
+            the space returns, or one out of range.
     """
     given, suggested = space.baselines[label], trial.distributions
-    for field in sorted(set(suggested) ^ set(given)):
-        what = "missing" if field in suggested else "never suggested"
-        raise InputError(f"BASELINES: {label!r}: {field} {what} in {space.path}; accepted: {', '.join(suggested)}")
+    wrong = [f"{field} missing" for field in sorted(set(suggested) - set(given))]
+    for field in sorted(set(given) - set(suggested)):
+        if field not in constants:
+            wrong.append(f"{field} never suggested")
+        elif not (isinstance(constants[field], PLAIN) and given[field] == constants[field]):
+            wrong.append(f"{field} {given[field]!r} where {constants[field]!r} is returned")
+    if wrong:
+        accepted = ", ".join(suggested) or "none: nothing is suggested"
+        raise InputError(f"BASELINES: {label!r}: {'; '.join(wrong)} in {space.path}; accepted: {accepted}")
     for field, distribution in suggested.items():
         if not distribution._contains(distribution.to_internal_repr(given[field])):
-            raise InputError(f"BASELINES: {label!r}: {field}: {given[field]!r} given; accepted: {distribution}")
+            raise InputError(
+                f"BASELINES: {label!r}: {field}: {given[field]!r} given; accepted: {in_words(distribution)}"
+            )
+
+
+def in_words(distribution: IntDistribution | FloatDistribution) -> str:
+    """What a number may be, e.g. `1 to 9 in steps of 2`."""
+    steps = f" in steps of {distribution.step}" if distribution.step not in (None, 1) else ""
+    return f"{distribution.low} to {distribution.high}{steps}"

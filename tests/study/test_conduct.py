@@ -1,8 +1,13 @@
+import hashlib
+import io
 from contextlib import contextmanager
 
+import optuna
 import pytest
+from optuna.trial import TrialState
+from rich.console import Console
 
-from study import conduct, runner
+from study import conduct, runner, spaces, storage
 from study.settings import StudySettings
 from trainables.errors import InputError
 
@@ -30,3 +35,126 @@ def test_the_command_to_go_on_names_what_is_not_stored_with_the_study(settings):
     assert conduct.command_line(elsewhere, "pareto") == expected
     assert "--address" not in conduct.command_line(elsewhere, "recommend", "mine")
     assert conduct.command_line(StudySettings(space="quickstart", name="mine"), "pareto") == "python -m study.pareto"
+
+
+TEXT = "# {}\ndef space(trial):\n    return {{'epochs': 2}}\n"
+
+
+@pytest.fixture
+def go_on(settings):
+    """Opens the study `mine`, of which one trial has ended, with a space's file that has this text; returns it."""
+    settings.folder.mkdir()
+    file = settings.folder.parent / "mine.py"
+
+    def opened(text, trials=16):
+        file.write_bytes(text)
+        changed = settings.model_copy(update={"space": str(file), "trials": trials})
+        study = conduct.open_study(changed, spaces.load(str(file)), 1000)
+        if not study.trials:
+            study.add_trial(optuna.trial.create_trial(values=[0.5, 1.0]))
+        return study
+
+    return opened
+
+
+def spaces_in(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("space*")}
+
+
+def test_every_text_of_the_space_stays_with_the_study_and_a_change_is_said_once(settings, go_on, capsys):
+    first, second, third = (TEXT.format(word).encode() for word in ("one", "two", "three"))
+    for _ in range(2):
+        go_on(first)
+        assert spaces_in(settings.folder) == {"space.py": first} and capsys.readouterr().err == ""
+    for _ in range(2):
+        study = go_on(second)
+        assert spaces_in(settings.folder) == {"space.py": second, "space-1.py": first}
+    assert study.user_attrs["space_file"]["text"] == second.decode()
+    said = capsys.readouterr().err
+    assert said.startswith(f"space: {settings.folder.parent / 'mine.py'} has changed since the study last ran: ")
+    assert said.endswith(f"{settings.folder / 'space.py'} has the new one, space-1.py the earlier\n")
+    assert said.count("\n") == 1
+    go_on(third)
+    assert spaces_in(settings.folder) == {"space.py": third, "space-1.py": first, "space-2.py": second}
+
+
+def test_a_text_is_kept_byte_for_byte_also_where_the_folder_has_lost_it(settings, go_on):
+    latin = b"# -*- coding: latin-1 -*-\r\n" + TEXT.format("ü").encode("latin-1")
+    go_on(latin)
+    (settings.folder / "space.py").unlink()
+    go_on(TEXT.format("new").encode())
+    assert spaces_in(settings.folder)["space-1.py"] == latin
+
+
+def test_a_long_text_is_stored_by_its_digest_and_still_kept_in_the_folder(settings, go_on, capsys):
+    first, second = (TEXT.format(word * 20_000).encode() for word in ("one", "two"))
+    known = go_on(first).user_attrs["space_file"]
+    assert known == {"sha256": hashlib.sha256(first).hexdigest(), "text": None}
+    go_on(second)
+    assert spaces_in(settings.folder) == {"space.py": second, "space-1.py": first}
+    assert "has changed since" in capsys.readouterr().err
+
+
+def test_a_space_py_that_somebody_edited_is_not_lost(settings, go_on):
+    text = TEXT.format("one").encode()
+    go_on(text)
+    (settings.folder / "space.py").write_bytes(b"# mine")
+    go_on(text)
+    assert spaces_in(settings.folder) == {"space.py": text, "space-1.py": b"# mine"}
+
+
+def test_a_study_of_an_earlier_version_takes_the_space_in_silence(settings, go_on, capsys):
+    study = go_on(TEXT.format("one").encode())
+    (settings.folder / "space.py").unlink()
+    study._storage.set_study_user_attr(study._study_id, "space_file", None)
+    go_on(TEXT.format("two").encode())
+    assert list(spaces_in(settings.folder)) == ["space.py"] and capsys.readouterr().err == ""
+
+
+def test_a_space_that_nothing_is_drawn_from_is_not_kept(settings, go_on, capsys):
+    first = TEXT.format("one").encode()
+    go_on(first)
+    go_on(TEXT.format("two").encode(), trials=1)
+    assert spaces_in(settings.folder) == {"space.py": first} and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("reasons", "noun", "said"),
+    [
+        (
+            ["diverged: loss nan in epoch 1"] * 3,
+            "trials",
+            ["No trial completed: 3 failed (diverged: loss nan in epoch 1)"],
+        ),
+        (
+            ["out of memory", "b", *["diverged"] * 2, "d", "e"],
+            "trainings",
+            [
+                "No training completed: 2 failed (diverged); 1 failed (out of memory); 1 failed (b); "
+                "2 more reasons in trials.csv"
+            ],
+        ),
+        (["diverged", "finished"], "trials", []),
+        ([], "trials", []),
+    ],
+)
+def test_a_study_without_a_complete_trial_says_why(reasons, noun, said, settings):
+    study = optuna.create_study(directions=storage.DIRECTIONS)
+    for reason in reasons:
+        ended = {"values": [0.5, 1.0]} if reason == "finished" else {"state": TrialState.FAIL}
+        study.add_trial(optuna.trial.create_trial(**ended, user_attrs={"reason": reason}))
+    study.ask()
+    out = io.StringIO()
+    conduct.say_end(Console(file=out, width=120), study, settings, [], "finished", "again", "More.", noun)
+    assert out.getvalue().splitlines() == [*said, f"All {len(reasons)} {noun} have ended. More."]
+
+
+@pytest.mark.parametrize(("asked", "stored"), [(2, 3), (3, 3), (5, 5)])
+def test_fewer_trials_than_have_ended_are_not_stored_as_the_studys(asked, stored, settings, go_on):
+    text = TEXT.format("one").encode()
+    study = go_on(text, trials=10)
+    for _ in range(2):
+        study.add_trial(optuna.trial.create_trial(values=[0.5, 1.0]))
+    assert storage.is_unfinished(study)
+    study = go_on(text, trials=asked)
+    assert study.user_attrs["settings"]["trials"] == stored and storage.is_unfinished(study) is (asked > 3)

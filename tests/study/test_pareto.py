@@ -28,6 +28,7 @@ TINY = ["--depth", "8", "--eval-examples", "60", "--attack-steps", "3"]
 
 SPACE = """
 BASELINES = {"published [/x]": {"batch_size_schedule.size": 128, "norm": "batchnorm", "lr_batch_ratio": 1e-3}}
+BASELINES["published [/x]"]["batch_size_schedule.kind"] = "constant"
 DEFAULTS = {"dataset": "digits", "eps": 0.1}
 
 def space(trial):
@@ -65,6 +66,7 @@ class TestFinishedStudy:
         study = open_study(finished[0] / "results", "mine")
         assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 5
         assert study.trials[0].user_attrs["label"] == "published [/x]"
+        assert "batch_size_schedule.kind" not in study.trials[0].system_attrs["fixed_params"]  # a constant
         for trial in study.trials:
             curve = trial.user_attrs["curve"]
             assert [row["epoch"] for row in curve] == [1, 2]
@@ -106,6 +108,7 @@ class TestFinishedStudy:
         folder = finished[0] / "results" / "mine"
         for name in ("study.db", "trials.csv", "front.csv", "report.html", "front.png", "study.json", "tune", "models"):
             assert (folder / name).exists(), name
+        assert (folder / "space.py").read_bytes() == (finished[0] / "mine.py").read_bytes()
         assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
         assert list((folder / "tune" / "checkpoints").iterdir()) == []
         assert list((folder / "tune").glob("run-*/*/events.out.tfevents.*"))
@@ -128,6 +131,12 @@ class TestFinishedStudy:
         assert pareto.main(command) == 0
         assert time.monotonic() - started < 30
         assert (folder / "results" / "mine" / "trials.csv").read_bytes() == before
+
+    def test_fewer_trials_than_it_has_leave_it_as_it_is(self, finished):
+        folder, command, _ = finished
+        assert pareto.main([*command, "--trials", "2"]) == 0
+        assert open_study(folder / "results", "mine").user_attrs["settings"]["trials"] == 5
+        assert "<strong>Unfinished" not in (folder / "results" / "mine" / "report.html").read_text()
 
     def test_other_settings_under_the_same_name_are_refused_with_the_difference(self, finished, capsys):
         folder, command, _ = finished

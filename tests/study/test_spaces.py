@@ -82,7 +82,10 @@ def test_a_value_that_only_some_draws_reach_is_found_before_the_study_starts(tmp
     [
         ({}, "norm missing"),
         ({"norm": "fixup", "momentum": 0.9}, "momentum never suggested"),
-        ({"norm": "none"}, "'none'"),
+        ({"momentum": 0.9, "nesterov": True}, "norm missing; momentum never suggested; nesterov never suggested in"),
+        ({"norm": "fixup", "epochs": 3}, "epochs 3 where 2 is returned in"),
+        ({"norm": "none"}, "'none' not in ('batchnorm', 'fixup'). in `"),
+        ({"norm": "none"}, "`, under 'published' of BASELINES"),
     ],
 )
 def test_a_published_configuration_gives_exactly_what_is_suggested(tmp_path, baseline, message):
@@ -90,9 +93,24 @@ def test_a_published_configuration_gives_exactly_what_is_suggested(tmp_path, bas
     assert message in refused(tmp_path, text)
 
 
-def test_a_published_number_out_of_range_is_refused(tmp_path):
-    text = "BASELINES = {'far': {'epochs': 99}}\ndef space(trial):\n    trial.suggest_int('epochs', 1, 9)\n"
-    assert "epochs: 99 given" in refused(tmp_path, text)
+def test_a_published_configuration_may_name_what_is_constant_under_it(tmp_path):
+    text = GOOD.replace('"norm": "fixup"', '"norm": "fixup", "epochs": 2')
+    assert spaces.try_out(load(tmp_path, text), SETTINGS, 1000).baselines == {"published": {"norm": "fixup"}}
+
+
+@pytest.mark.parametrize(
+    "suggested,accepted",
+    [
+        ("suggest_int('epochs', 1, 9)", "1 to 9"),
+        ("suggest_int('epochs', 1, 9, step=2)", "1 to 9 in steps of 2"),
+        ("suggest_float('lr_batch_ratio', 1e-4, 1e-2, log=True)", "0.0001 to 0.01"),
+        ("suggest_float('momentum', 0.0, 0.5, step=0.1)", "0.0 to 0.5 in steps of 0.1"),
+    ],
+)
+def test_a_published_number_out_of_range_is_refused_in_words(tmp_path, suggested, accepted):
+    field = suggested.split("'")[1]
+    text = f"BASELINES = {{'far': {{'{field}': 99}}}}\ndef space(trial):\n    trial.{suggested}\n"
+    assert refused(tmp_path, text) == f"BASELINES: 'far': {field}: 99 given; accepted: {accepted}"
 
 
 @pytest.mark.parametrize(
