@@ -16,7 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
-from study import images, page, runner, search, spaces, storage
+from study import calibration, images, page, runner, search, spaces, storage
 from study.lock import driver_lock
 from study.progress import Progress, front_table
 from study.results import front_hypervolume, is_complete, sync_models, write_study_json, write_tables
@@ -118,10 +118,8 @@ def open_study(settings: StudySettings, space: Space, n_examples: int) -> optuna
     n_existing, configure = len(study.get_trials(deepcopy=False)), partial(spaces.configure, space, settings)
     study.sampler = search.make_sampler(settings, n_existing, configure, n_examples)
     n_ended = storage.n_finished(study)
-    stored = settings.model_copy(
-        update={"trials": max(settings.trials, n_ended)}
-    )  # if fewer are asked for, none is run
-    study.set_user_attr("settings", stored.model_dump(mode="json", exclude=NOT_STORED))
+    asked = {"trials": max(settings.trials, n_ended)}  # where fewer are asked for than have ended, none is run
+    study.set_user_attr("settings", settings.model_dump(mode="json", exclude=NOT_STORED) | asked)
     if n_ended < settings.trials:  # else nothing is drawn from the space
         keep_space(study, space, settings.folder)
     search.requeue_interrupted(study)
@@ -167,6 +165,8 @@ def finish(study: optuna.Study, settings: StudySettings, console: Console, endin
     page.write(study, settings.folder)
     console.print(front_table(trials))
     console.print(f"hypervolume {front_hypervolume(trials):.4g} accuracy x seconds", highlight=False)
+    if timing := calibration.error_text(trials):
+        console.print(timing, highlight=False, soft_wrap=True)
     files = ("report.html", "front.png", "front.csv", "trials.csv", "study.json", "space.py", "models/")
     again = command_line(settings, "pareto", settings.space, "--name", settings.name)
     more = f"More: {again} --trials {storage.n_finished(study) * 2}"

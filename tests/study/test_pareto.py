@@ -119,7 +119,7 @@ class TestFinishedStudy:
     def test_progress_and_results_are_plain_lines_on_stdout(self, finished):
         out = finished[2].stdout
         assert "5/5 done, 0 running, 0 failed" in out and "hypervolume" in out
-        assert "front.csv" in out and "--trials 10" in out
+        assert "front.csv" in out and "--trials 10" in out and "Calibrated seconds are" in out
         assert "#0 published [/x]: adversarial" in out
         assert "\x1b" not in out and "Trial status" not in out
         assert finished[2].stderr == ""
