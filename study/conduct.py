@@ -170,7 +170,8 @@ def finish(study: optuna.Study, settings: StudySettings, console: Console, endin
     files = ("report.html", "front.png", "front.csv", "trials.csv", "study.json", "space.py", "models/")
     again = command_line(settings, "pareto", settings.space, "--name", settings.name)
     more = f"More: {again} --trials {storage.n_finished(study) * 2}"
-    say_end(console, study, settings, [settings.folder / name for name in files], ending, again, more)
+    written = [path for name in files if (path := settings.folder / name).exists()]  # some only when trials are run
+    say_end(console, study, settings, written, ending, again, more)
 
 
 def command_line(settings: StudySettings, *words: str) -> str:

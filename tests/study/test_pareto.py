@@ -132,6 +132,15 @@ class TestFinishedStudy:
         assert time.monotonic() - started < 30
         assert (folder / "results" / "mine" / "trials.csv").read_bytes() == before
 
+    def test_a_file_that_is_not_there_is_not_listed(self, finished, capsys):
+        folder, command, _ = finished
+        space = folder / "results" / "mine" / "space.py"
+        away = space.rename(folder / "away.py")
+        assert pareto.main(command) == 0
+        away.rename(space)
+        out = capsys.readouterr().out
+        assert str(space) not in out and str(space.parent / "study.json") in out
+
     def test_fewer_trials_than_it_has_leave_it_as_it_is(self, finished):
         folder, command, _ = finished
         assert pareto.main([*command, "--trials", "2"]) == 0
