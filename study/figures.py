@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from html import escape
 
 import numpy as np
 import pandas as pd
@@ -163,7 +164,7 @@ def _add_confirmed(result: go.Figure, confirmed: pd.DataFrame, objective: str) -
         name="confirmed: test, mean over seeds" + ("" if own == objective else f", {own} seconds"),
         marker={"symbol": "diamond", "size": 9, "color": CONFIRMED},
         text=[
-            f"<b>#{row.number} {row.name}</b><br>test, {row.n_seeds} seeds<br>"
+            f"<b>#{row.number} {plain(row.name)}</b><br>test, {row.n_seeds} seeds<br>"
             f"adversarial {row.adversarial_mean:.3f}<br>{row.seconds_mean:.1f} s"
             for row in confirmed.itertuples(index=False)
         ],
@@ -193,7 +194,7 @@ def _name_published(result: go.Figure, trials: Sequence[FrozenTrial], among: Seq
             ay=rung.height,
             axref="x",
             ayref="y",
-            text=describe(trial),
+            text=plain(describe(trial)),
             xanchor="left" if rung.to_the_right else "right",
             font={"color": PUBLISHED, "size": 12},
             bgcolor=PAGE,
@@ -205,11 +206,16 @@ def _name_published(result: go.Figure, trials: Sequence[FrozenTrial], among: Seq
         )
 
 
+def plain(text: str) -> str:
+    """For plotly to show as it is, which reads tags in its texts."""
+    return escape(text, quote=False)
+
+
 def hover(trial: FrozenTrial, accuracy: float, seconds: float, n: int) -> str:
     """What a trial is and reached, and its parameters."""
     low, high = wilson(accuracy, n)
     head = [
-        f"<b>#{trial.number} {describe(trial)}</b>",
+        f"<b>#{trial.number} {plain(describe(trial))}</b>",
         f"adversarial {accuracy:.3f} [{low:.3f}, {high:.3f}], n {n}",
         f"{seconds:.1f} s",
     ]
@@ -384,7 +390,7 @@ def curves(trials: Sequence[FrozenTrial], column: str, objective: str) -> go.Fig
             mode="lines+markers",
             line={"color": colour, "width": 1.6, "shape": "hv" if column == "batch_size" else "linear"},
             marker={"size": 4},
-            name=f"#{trial.number} {describe(trial)}",
+            name=f"#{trial.number} {plain(describe(trial))}",
             showlegend=False,
             hovertemplate="%{y:.4g}, " + x.replace("_", " ") + " %{x:.4g}<extra>%{fullData.name}</extra>",
         )

@@ -14,12 +14,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 import trainables.examples
 from study import confirm, examples, figures, importances, page, picture, recommend, report, storage
-from study.results import wilson
+from study.results import read_confirmed, wilson
 from tests.study import browser, synthetic
 from tests.study.test_results import CONFIG, add, weights
 from trainables import data, devices
@@ -610,6 +611,16 @@ def test_a_study_that_has_no_report_is_answered_by_one_line_and_status_2(spoil, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_an_angle_in_a_label_is_a_character_in_every_figure(results):
+    with_confirmation(results)
+    trials = storage.named("mine", str(results), None).get_trials()
+    drawn = figures.front(trials, "measured", read_confirmed(results / "mine" / "confirmed.csv"))
+    texts = [note.text for note in drawn.layout.annotations] + [str(trace.text) for trace in drawn.data]
+    texts += [trace.name for trace in figures.curves(trials, "clean_accuracy", "measured").data]
+    named = [text for text in texts if "Fixup" in text]
+    assert len(named) >= 4 and all("Fixup &lt;8&gt;" in text and "<8>" not in text for text in named)
+
+
 @pytest.mark.parametrize("label", ["$\\frac$", "SGD $x_{$"])
 def test_a_dollar_in_a_label_is_a_character(label, tmp_path):
     study = optuna.create_study(directions=storage.DIRECTIONS)
@@ -619,12 +630,16 @@ def test_a_dollar_in_a_label_is_a_character(label, tmp_path):
     assert (tmp_path / "front.png").exists() and (tmp_path / "report.html").exists()
 
 
-def test_a_label_cannot_end_the_script_that_holds_it(tmp_path):
+def test_a_value_cannot_end_the_script_that_holds_it(tmp_path):
     study = optuna.create_study(directions=storage.DIRECTIONS)
     study.set_user_attr("settings", SETTINGS)
-    add(study, 0.5, 10.0, label="</script><b>")
+    value = "</script><b>"
+    attrs = {"config": CONFIG, "clean_accuracy": 0.9, "n_examples": 100, "label": value}
+    choices = {"x": CategoricalDistribution([value])}
+    study.add_trial(create_trial(values=[0.5, 10.0], params={"x": value}, distributions=choices, user_attrs=attrs))
     page.write(study, tmp_path)
     text = (tmp_path / "report.html").read_text()
     assert "</script><b>" not in text
     data = re.search(r'id="front-data">(.*?)</script>', text, re.DOTALL).group(1)
-    assert json.loads(data)["layout"]["annotations"][0]["text"] == "</script><b>"
+    assert json.loads(data)["layout"]["annotations"][0]["text"] == "&lt;/script&gt;&lt;b&gt;"
+    assert any(f"x: {value}" in str(trace.get("text")) for trace in json.loads(data)["data"])
