@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-CHUNK_SECONDS = 0.1  # steps are timed in chunks of about this length
+CHUNK_SECONDS = 0.05  # steps are timed in chunks of about this length
 N_CHUNKS = 5
 SLOW_SECONDS = 2.0  # a single step of this length says enough
 

@@ -43,8 +43,8 @@ def test_the_quickest_chunk_is_what_a_step_takes():
         calls.append(n_steps)
         return next(chunks)
 
-    assert timing.step_seconds(run) == pytest.approx(0.12 / 4)
-    assert calls == [1, 1, 4, 4, 4, 4, 4]
+    assert timing.step_seconds(run) == pytest.approx(0.12 / 2)
+    assert calls == [1, 1, 2, 2, 2, 2, 2]
 
 
 def test_a_slow_step_is_timed_once():
