@@ -5,7 +5,8 @@ Measured: 1.62 times as many trials per hour (1.50 to 1.69 in 3 rounds) on two c
 Ray 2.60.0; every timing is in benchmarks/results/throughput-two-cores.json.
 Needs torchattacks, which `make test` installs; run it on an otherwise idle machine.
 Hardware and versions: those of the run; both are in its JSON.
-Sample size: 5 trials (`CONFIGURATIONS`) of 5 epochs on digits, each `--rounds` times on each side.
+Sample size: 5 trials (`CONFIGURATIONS`) of 5 epochs on digits, or `--repeats` times as many, each `--rounds` times on
+each side. A plain script starts each trial anew, a study its workers once: with more trials it gains more.
 Baseline: benchmarks/plain.py, written after Ray Tune's CIFAR-10 and Fixup's examples.
 
 Both sides run under one `ray.init`, in turn: study, plain, study, plain, ... A side's time is wall clock around its
@@ -319,15 +320,28 @@ def cpu_model() -> str:
     help="How many of the list, from its start.",
 )
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="JSON file. [default: none is written]")
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Trials of each, with seeds of their own.",
+)
 @cli.log_level
-def command(depth: int, rounds: int, concurrent: int, epochs: int, configurations: int, out: Path | None) -> int:
+def command(
+    depth: int, rounds: int, concurrent: int, epochs: int, configurations: int, out: Path | None, repeats: int
+) -> int:
     if out is not None and not out.absolute().parent.is_dir():
         raise InputError(f"out: {out} given; accepted: a file in a folder that exists")
-    chosen = {label: {**CONFIGURATIONS[label], "epochs": epochs} for label in list(CONFIGURATIONS)[:configurations]}
+    chosen = {
+        label + (f", {n}" if n > 1 else ""): {**CONFIGURATIONS[label], "epochs": epochs}
+        for label in list(CONFIGURATIONS)[:configurations]
+        for n in range(1, repeats + 1)
+    }
     settings = from_layers(
         {
             "name": "throughput",
-            "trials": configurations,
+            "trials": len(chosen),
             "dataset": "digits",
             "depth": depth,
             "eps": 0.1,
@@ -344,7 +358,7 @@ def command(depth: int, rounds: int, concurrent: int, epochs: int, configuration
 
     ratio, rows = spread([each.ratio for each in measured]), configuration_rows(measured)
     console = Console(file=sys.stdout)
-    console.print(f"{cpu_model()}, {os.cpu_count()} cores; depth {depth}, {configurations} trials of {epochs} epochs")
+    console.print(f"{cpu_model()}, {os.cpu_count()} cores; depth {depth}, {len(chosen)} trials of {epochs} epochs")
     console.print(round_table(measured))
     console.print(configuration_table(rows))
     console.print(

@@ -18,16 +18,18 @@ from benchmarks import plain, throughput  # noqa: E402 (needs torchattacks)
 @pytest.mark.timeout(180)
 def test_a_short_measurement_holds_both_sides_and_their_ratio(tmp_path: Path):
     out = tmp_path / "throughput.json"
-    argv = ["--depth", "8", "--rounds", "1", "--epochs", "2", "--configurations", "1", "--concurrent", "1"]
+    argv = ["--depth", "8", "--rounds", "1", "--epochs", "2", "--configurations", "1", "--repeats", "2"]
+    argv += ["--concurrent", "1"]
     assert throughput.main([*argv, "--out", str(out)]) == 0
     content = json.loads(out.read_text())
     (measured,) = content["rounds"]
     for side in ("study", "plain"):
-        (trial,) = measured[side]["trials"]
-        assert trial["label"] == "Fixup 8→128"
-        assert trial["n_examples"] == 300
-        assert 0 < trial["train_seconds"] < trial["seconds"] < measured[side]["seconds"]
-        assert measured[side]["trials_per_hour"] == pytest.approx(3600 / measured[side]["seconds"])
+        trials = measured[side]["trials"]
+        assert [trial["label"] for trial in trials] == ["Fixup 8→128", "Fixup 8→128, 2"]
+        for trial in trials:
+            assert trial["n_examples"] == 300
+            assert 0 < trial["train_seconds"] < trial["seconds"] < measured[side]["seconds"]
+        assert measured[side]["trials_per_hour"] == pytest.approx(2 * 3600 / measured[side]["seconds"])
     assert measured["ratio"] == pytest.approx(measured["plain"]["seconds"] / measured["study"]["seconds"])
     assert content["ratio"] == {"mean": measured["ratio"], "low": measured["ratio"], "high": measured["ratio"]}
 
