@@ -140,8 +140,7 @@ def charts(
     }
     made |= {f"hypervolume-{over}": chart for over, chart in figures.hypervolume(trials).items()}
     made |= {f"curve-{column}": figures.curves(trials, column, objective) for column in figures.CURVES}
-    # `</script>` in a label would end the element that holds the JSON
-    return {name: chart.to_json().replace("</", "<\\/") for name, chart in made.items() if chart is not None}
+    return {name: chart.to_json() for name, chart in made.items() if chart is not None}  # plotly writes `<` as \u003c
 
 
 def member_rows(trials: Sequence[FrozenTrial]) -> list[Row]:
