@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from ray.tune.experiment import Trial as TuneTrial
@@ -49,14 +50,14 @@ class CurvesAndHparams(TBXLoggerCallback):
             config = {name.replace(".", "/"): value for name, value in flatten(trial.config["trial"]).items()}
             self._write(trial, [(0, summary) for summary in hparams(config, last)])
         if writer := self.writers.pop(trial.trial_id, None):
-            writer.close()
+            close(writer)
 
     def on_experiment_end(self, trials: list[TuneTrial], **info: object) -> None:
         """After a stop: closes the files of trials that are to go on, and has Tune copy its own logs once more."""
         if not self.writers:
             return
         for writer in self.writers.values():
-            writer.close()
+            close(writer)
         storage = trials[0].storage
         try:
             storage.syncer.wait()
@@ -78,3 +79,8 @@ class CurvesAndHparams(TBXLoggerCallback):
             writer.flush()
         except OSError as error:
             logger.warning("TensorBoard misses some of trial %s: %s", trial.config["number"], error)
+
+
+def close(writer: EventsWriter) -> None:
+    with suppress(OSError):  # of a full disk, as was said when it was written
+        writer.close()

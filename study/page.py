@@ -31,7 +31,6 @@ from study.results import (
     read_gates,
     wilson,
 )
-from study.settings import StudySettings
 from trainables.files import write_whole
 
 N_REASONS = 20  # of stopped and failed trials that are listed
@@ -68,6 +67,7 @@ def page(
     """The page, with all it needs inside: figures as JSON, plotly's script, images as data URIs."""
     confirmed, gates = confirmation(folder)
     found = importances.evaluate(trials)
+    elsewhere = "" if (folder / "study.db").exists() else " --storage URL"  # which may be secret
     gains = [promised(trials, gain) for gain in (GAIN, GAIN_PER_HOUR)]
     try:
         shown, why_no_examples = examples.make(trials, settings, folder), ""
@@ -95,7 +95,7 @@ def page(
         device_hours=sum(map(figures.device_seconds, figures.ended(trials))) / 3600,
         n_with_bars=figures.N_WITH_BARS,
         charts=charts(trials, objective, found, confirmed),
-        this=shlex.quote(settings["name"]) + location(folder),
+        this=shlex.quote(settings["name"]) + storage.location(str(folder.parent), None) + elsewhere,
         confirmed=records(confirmed),
         gates=records(gates),
         judged=set() if gates is None else set(gates["number"]),
@@ -114,14 +114,6 @@ def page(
         dark=json.dumps(figures.DARK),
         plotlyjs=get_plotlyjs(),
     )
-
-
-def location(folder: Path) -> str:
-    """Options that lead a command to the study of this folder; of a storage elsewhere, whose URL may be secret, URL."""
-    results_dir = str(folder.parent)
-    given = [] if results_dir == StudySettings.model_fields["results_dir"].default else ["--results-dir", results_dir]
-    given += [] if (folder / "study.db").exists() else ["--storage", "URL"]
-    return "".join(f" {shlex.quote(part)}" for part in given)
 
 
 def charts(

@@ -95,7 +95,7 @@ def command(
     pool = candidates or [searched(trial, objective) for trial in left]
     choice = choose(pool, max_seconds, min_adv_accuracy, chance(study.user_attrs["settings"]["dataset"], table.parent))
     trial = trials[choice.candidate.number]
-    place = location(results_dir, url)
+    place = storage.location(results_dir, url)
     tried = {members.configuration(trials[candidate.number]) for candidate in candidates}
     missing = [trial for trial in left if members.configuration(trial) not in tried] if candidates else []
     basis = failed_lines(failed) + basis_lines(study, front, candidates, missing, shlex.quote(name) + place)
@@ -397,13 +397,6 @@ def lines(choice: Choice, study: optuna.Study, trial: FrozenTrial, folder: Path,
 def row(name: str, value: float, interval: tuple[float, float], digits: int, note: str) -> str:
     bounds = "" if math.isnan(interval[0]) else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
     return f"  {name:<21}{f'{value:.{digits}f}{bounds}':<23}{note}"
-
-
-def location(results_dir: str, url: str | None) -> str:
-    """Options that lead another command to the same study; a password is left out."""
-    given = ["--results-dir", results_dir] if results_dir != "results" else []
-    given += ["--storage", storage.redacted(url)] if url else []
-    return "".join(f" {shlex.quote(part)}" for part in given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """URL in, Optuna storage out."""
 
+import shlex
 import time
 import warnings
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from optuna.trial import TrialState
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
-from study.settings import sqlite_url
+from study.settings import StudySettings, sqlite_url
 from trainables.errors import InputError, nearest
 
 OBJECTIVES = ["adversarial_accuracy", "train_seconds"]
@@ -31,6 +32,13 @@ def redacted(url: str) -> str:
         return "(not a URL)"
     hidden = {key: "***" for key in parsed.query if "password" in key}
     return parsed.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
+def location(results_dir: str, url: str | None) -> str:
+    """Options that lead a command to a study; a password is left out."""
+    given = [] if results_dir == StudySettings.model_fields["results_dir"].default else ["--results-dir", results_dir]
+    given += ["--storage", redacted(url)] if url else []
+    return "".join(f" {shlex.quote(part)}" for part in given)
 
 
 def from_url(url: str) -> RDBStorage:

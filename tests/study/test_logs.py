@@ -72,6 +72,11 @@ def test_a_full_disk_costs_lines_and_not_the_study(tmp_path, monkeypatch, caplog
         raise OSError("No space left on device")
 
     monkeypatch.setattr(logs.EventsWriter, "flush", full)
+    log, mine = CurvesAndHparams(), trial(tmp_path)
     with caplog.at_level(logging.WARNING):
-        CurvesAndHparams().log_trial_result(1, trial(tmp_path), report(1))
+        log.log_trial_result(1, mine, report(1))
     assert "TensorBoard misses some of trial 7: No space left" in caplog.text
+    mine.storage.syncer = SimpleNamespace(wait=full, sync_up=full)
+    log.on_experiment_end([mine])
+    log.log_trial_end(mine)
+    assert not log.writers

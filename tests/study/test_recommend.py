@@ -426,6 +426,6 @@ def test_a_mistake_in_training_gets_one_line_and_status_2(arguments, message, tm
 
 
 def test_a_password_is_not_printed():
-    given = recommend.location("results", "postgresql://user:secret@host/name")
+    given = storage.location("results", "postgresql://user:secret@host/name")
     assert "secret" not in given and given.startswith(" --storage ")
-    assert recommend.location("results", None) == ""
+    assert storage.location("results", None) == ""
