@@ -51,6 +51,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 
@@ -60,7 +61,6 @@ from ray import tune
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import plain
 from study import cli, runner, search, storage
 from study.progress import Progress
 from study.results import PACKAGES, is_complete
@@ -184,6 +184,8 @@ def run_plain(settings: StudySettings, resources: dict[str, float], configs: dic
     Raises:
         RuntimeError: If a trial failed.
     """
+    from benchmarks import plain  # which needs torchattacks
+
     labels = {config.seed: label for label, config in configs.items()}  # a trial's seed is its own
     gpus = runner.gpus_per_trial(settings, resources)
     start = time.perf_counter()
@@ -332,6 +334,8 @@ def cpu_model() -> str:
 def command(
     depth: int, rounds: int, concurrent: int, epochs: int, configurations: int, out: Path | None, repeats: int
 ) -> int:
+    if find_spec("torchattacks") is None:
+        raise InputError("torchattacks: not installed; accepted: an environment that `make test` has made")
     if out is not None and not out.absolute().parent.is_dir():
         raise InputError(f"out: {out} given; accepted: a file in a folder that exists")
     chosen = {
