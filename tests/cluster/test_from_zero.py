@@ -53,9 +53,12 @@ HEAD = {
     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
 }
 
-# Arguments: those of the search. Prints how many workers there were before, at the end, and when they were idle.
+# Arguments: a file, then those of the search. Writes into the file how many workers there were before, at the end, and
+# when they were idle: standard output is shared with Ray, which tells what its autoscaler does there.
 SCRIPT = """
 import json, sys, time
+from pathlib import Path
+
 import ray
 from study import pareto
 
@@ -66,14 +69,14 @@ counts = {}
 ray.init("auto")
 counts["before"] = workers()
 ray.shutdown()
-status = pareto.main(sys.argv[1:])
+status = pareto.main(sys.argv[2:])
 ray.init("auto")
 counts["at the end"] = workers()
 end = time.monotonic() + 240
 while workers() and time.monotonic() < end:
     time.sleep(1)
 counts["idle"] = workers()
-print(json.dumps(counts))
+Path(sys.argv[1]).write_text(json.dumps(counts))
 sys.exit(status)
 """
 
@@ -99,9 +102,10 @@ def test_workers_are_started_for_a_study_and_removed_when_idle(host):
     started = host.run(RAY, "start", *start, f"--autoscaling-config={config}", **HEAD)
     assert started.returncode == 0, (started.stdout + started.stderr)[-3000:]
     options = ["--name", "zero", "--trials", "4", "--results-dir", host.network.folder / "results", "--address", "auto"]
-    run = host.run(sys.executable, "-c", SCRIPT, space, *options, cwd=ROOT, timeout=500)
+    counted = host.network.folder / "counts.json"
+    run = host.run(sys.executable, "-c", SCRIPT, counted, space, *options, cwd=ROOT, timeout=500)
     assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]
-    counts = json.loads(run.stdout.splitlines()[-1])
+    counts = json.loads(counted.read_text())
     assert counts["before"] == 0 and counts["at the end"] >= 1 and counts["idle"] == 0
     trials = pd.read_csv(host.network.folder / "results" / "zero" / "trials.csv")
     assert list(trials.state) == ["COMPLETE"] * 4
