@@ -161,7 +161,12 @@ def recipe(settings: Settings, training: str, largest: int) -> SimpleNamespace:
     """What `adversarial.step` reads of a TrialConfig, which would need pydantic."""
     schedule = SimpleNamespace(largest=largest)
     return SimpleNamespace(
-        training=training, eps=EPS, pgd_steps=settings.pgd_steps, step_size=None, batch_size_schedule=schedule
+        training=training,
+        attack_norm="linf",
+        eps=EPS,
+        pgd_steps=settings.pgd_steps,
+        step_size=None,
+        batch_size_schedule=schedule,
     )
 
 

@@ -20,9 +20,13 @@ Tables = dict[str, dict[str, dict[str, float]]]
 
 
 def model_key(config: TrialConfig) -> str:
-    """What, besides the batch size and the device, decides how long a step takes, e.g. `resnet56 fixup tf32 pgd 7`."""
+    """What, besides the batch size and the device, decides how long a step takes, e.g. `resnet56 fixup tf32 pgd 7`.
+
+    Attacks in another norm than l-inf add it at the end.
+    """
     n = n_attack_steps(config)
-    return f"resnet{config.depth} {config.norm} {config.precision} {config.training}" + (f" {n}" if n else "")
+    attack = (f" {n}" if n else "") + (f" {config.attack_norm}" if n and config.attack_norm != "linf" else "")
+    return f"resnet{config.depth} {config.norm} {config.precision} {config.training}{attack}"
 
 
 def n_attack_steps(config: TrialConfig) -> int:

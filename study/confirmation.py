@@ -54,7 +54,7 @@ from study.front import probability_on_front
 from study.lock import driver_lock
 from study.members import ConfirmSettings, Member, configuration, default_members, fresh_seeds, role
 from study.papers.claims import interval
-from study.results import front_of, is_complete, trials_frame
+from study.results import attack_text, front_of, is_complete, trials_frame
 from study.settings import Objective, StudySettings
 from study.sole_writer import SoleWriter
 from trainables.config import TrialConfig
@@ -304,8 +304,8 @@ def notes(
     if len(complete):
         first = complete.iloc[0]
         lines.append(
-            f"± is half a 95 % Student t interval over seeds. Adversarial: PGD-{settings.attack_steps}, eps "
-            f"{settings.eps:.4g}, {first['n_examples']} test images. AutoAttack (standard) beside that PGD, and gates: "
+            f"± is half a 95 % Student t interval over seeds. Adversarial: {attack_text(settings.attack)}, "
+            f"{first['n_examples']} test images. AutoAttack (standard) beside that PGD, and gates: "
             f"the first {first['n_attack_examples']} of them. On front: probability, over seeds and images."
         )
         at_once = settings.concurrent or 1

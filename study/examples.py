@@ -70,8 +70,8 @@ def _attack(trial: FrozenTrial, settings: dict[str, object], weights: Path) -> l
     from trainables import examples  # torch takes seconds that only this part of a report needs
 
     images = DataConfig(name=settings["dataset"], data_dir=settings.get("data_dir"))
-    evaluation = EvalConfig(eps=settings["eps"], attack_steps=settings["attack_steps"])
-    attacked = examples.attack(weights, images, evaluation, trial.user_attrs["config"]["seed"], N_SHOWN)
+    attack = {field: settings[field] for field in ("attack_norm", "eps", "attack_steps") if field in settings}
+    attacked = examples.attack(weights, images, EvalConfig(**attack), trial.user_attrs["config"]["seed"], N_SHOWN)
     return [
         Example(_png(one.original), _png(one.adversarial), _png(one.difference), one.label, one.predicted)
         for one in attacked

@@ -35,11 +35,11 @@ SECONDS_COLUMN = {"measured": "train_seconds", "calibrated": "calibrated_seconds
 # What each training reads of the fields that say how to train against attacks; every configuration has them all.
 READ_BY = {
     "natural": set(),
-    "pgd": {"eps", "pgd_steps", "step_size"},
-    "fgsm": {"eps", "step_size"},
-    "free": {"eps", "step_size", "free_replays"},
-    "trades": {"eps", "pgd_steps", "step_size", "trades_beta"},
-    "static": {"eps", "pgd_steps", "step_size"},
+    "pgd": {"attack_norm", "eps", "pgd_steps", "step_size"},
+    "fgsm": {"attack_norm", "eps", "step_size"},
+    "free": {"attack_norm", "eps", "step_size", "free_replays"},
+    "trades": {"attack_norm", "eps", "pgd_steps", "step_size", "trades_beta"},
+    "static": {"attack_norm", "eps", "pgd_steps", "step_size"},
 }
 READ_BY_SOME = set.union(*READ_BY.values())
 N_AXES, AXIS_WIDTH = 12, 88  # with more axes than fit on the page, so many pixels for each: it scrolls

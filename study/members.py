@@ -50,8 +50,7 @@ class ConfirmSettings(StudySettings):
     def evaluation(self) -> EvalConfig:
         return EvalConfig(
             split="test",
-            eps=self.eps,
-            attack_steps=self.attack_steps,
+            **self.attack,
             examples=self.eval_examples,
             curve_examples=self.curve_examples,
             probes=("batch_dependence", "strong"),

@@ -20,8 +20,8 @@ from study.front import probability_by_examples
 from study.results import (
     GAIN,
     GAIN_PER_HOUR,
+    attack_text,
     describe,
-    eps_text,
     front_hypervolume,
     front_of,
     is_complete,
@@ -49,11 +49,6 @@ def write(study: optuna.Study, folder: Path) -> None:
         write_whole(folder / f"front.{suffix}", picture.encode(figure, suffix))
     html = page(trials, settings, objective, folder, storage.is_unfinished(study))
     write_whole(folder / "report.html", html.encode())
-
-
-def attack_text(settings: Row) -> str:
-    """How accuracy under attack was measured: the attack, and its radius in pixel units and steps of 1/255."""
-    return f"PGD-{settings['attack_steps']}, eps {eps_text(settings['eps'])}"
 
 
 def title(trials: Sequence[FrozenTrial], settings: Row) -> str:

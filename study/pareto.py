@@ -17,13 +17,14 @@ import click
 import optuna
 
 from study import cli, spaces, storage
-from study.settings import RUN_SETTINGS, StudySettings, from_layers, normalised
+from study.settings import ADDED_LATER, RUN_SETTINGS, StudySettings, from_layers, normalised
 from study.spaces import Space
 from trainables import stores
 from trainables.errors import InputError
 
 MIN_FREE_BYTES = 100_000_000  # a few checkpoints and logs
-MEASURED_UNDER = ("dataset", "eps", "attack_steps")  # what an accuracy depends on beside the configuration
+# What an accuracy depends on beside the configuration.
+MEASURED_UNDER = ("dataset", "attack_norm", "eps", "attack_steps")
 
 
 @click.command(name="pareto", help=__doc__)
@@ -34,9 +35,8 @@ MEASURED_UNDER = ("dataset", "eps", "attack_steps")  # what an accuracy depends 
 @click.option("--dataset", help="digits, cifar10, cifar100, svhn or imagefolder. [quickstart: digits]")
 @click.option("--data-dir", help="Where the images are, or are downloaded to; imagefolder: has train/ and test/.")
 @click.option("--depth", type=int, help="Layers of the residual network, 6n+2. [quickstart: 56]")
-@click.option(
-    "--eps", type=cli.Fraction(), help="l-inf radius of the attack in pixel units, e.g. 8/255. [quickstart: 0.1]"
-)
+@click.option("--attack-norm", help="linf or l2: of the attack, and of adversarial training. [default: linf]")
+@click.option("--eps", type=cli.Fraction(), help="Radius of the attack in pixel units, e.g. 8/255. [quickstart: 0.1]")
 @click.option("--attack-steps", type=int, help="PGD steps of the evaluation. [quickstart: 10]")
 @click.option("--eval-examples", type=int, help="Validation images attacked at a trial's end. [quickstart: 300]")
 @click.option("--sampler", help="front, tpe, nsga2, gp or random. [default: front]")
@@ -93,7 +93,11 @@ def resolve(given: dict[str, object]) -> tuple[StudySettings, Space]:
     refuse_another_kind("search", given["name"], stored)
     if stored is not None and "space" not in given:
         space = spaces.load(str(stored["space"]))
-    return with_known_start(from_layers(given, stored, space.defaults), "warm_start" in given), space
+    settings = from_layers(given, stored, space.defaults)
+    own = space.defaults.get("attack_norm", StudySettings.model_fields["attack_norm"].default)
+    if stored is None and settings.attack_norm != own and "eps" not in given:
+        raise InputError(f"eps: nothing given with attack_norm {settings.attack_norm!r}; accepted: its radius, --eps")
+    return with_known_start(settings, "warm_start" in given), space
 
 
 def with_known_start(settings: StudySettings, was_given: bool) -> StudySettings:
@@ -113,7 +117,7 @@ def with_known_start(settings: StudySettings, was_given: bool) -> StudySettings:
             raise
         click.echo(f"warm_start: study {settings.warm_start!r} is gone; going on without its trials", err=True)
         return settings.model_copy(update={"warm_start": None})
-    theirs, ours = earlier.user_attrs.get("settings", {}), settings.model_dump(mode="json")
+    theirs, ours = ADDED_LATER | earlier.user_attrs.get("settings", {}), settings.model_dump(mode="json")
     others = [f"{field} {theirs[field]}" for field in MEASURED_UNDER if theirs.get(field, ours[field]) != ours[field]]
     if others and was_given:
         click.echo(

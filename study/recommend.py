@@ -21,7 +21,17 @@ from safetensors import SafetensorError, safe_open
 from study import cli, members, storage
 from study.front import knee, non_dominated
 from study.pareto import require_own_folder
-from study.results import describe, flatten, front_of, holds_weights, is_complete, read_confirmed, weights_name, wilson
+from study.results import (
+    attack_text,
+    describe,
+    flatten,
+    front_of,
+    holds_weights,
+    is_complete,
+    read_confirmed,
+    weights_name,
+    wilson,
+)
 from trainables.errors import InputError
 
 WEAK_PGD = {"autoattack", "more_steps"}  # gates whose failure another figure mends: AutoAttack's
@@ -370,7 +380,7 @@ def lines(choice: Choice, study: optuna.Study, trial: FrozenTrial, folder: Path,
             taken.adversarial,
             taken.adversarial_interval,
             3,
-            f"PGD-{settings['attack_steps']}, eps {settings['eps']:.4g}, {images}{interval_of}",
+            f"{attack_text(settings)}, {images}{interval_of}",
         ),
     ]
     if taken.autoattack:

@@ -19,7 +19,7 @@ from study.conduct import NOT_STORED, carry_out, command_line, say_end
 from study.papers.claims import Claim, Measured, by_seed, interval, text, verdict
 from study.papers.paper import Column, Paper, Trials, trial_configs
 from study.papers.settings import ReproductionSettings
-from study.results import eps_text, is_complete, sync_models, write_tables
+from study.results import attack_text, is_complete, sync_models, write_tables
 from study.settings import Objective
 from study.sole_writer import SoleWriter
 from trainables.config import TrialConfig
@@ -131,7 +131,7 @@ def summary(
         f"{paper.title} ({paper.source})",
         f"{settings.scale} scale: {settings.dataset}, ResNet-{settings.depth}, {settings.epochs} epochs, "
         f"{settings.seeds} seeds; {len(trials)} of {settings.trials} trials complete, {failed} failed{until}",
-        f"attack: PGD-{settings.attack_steps}, l-inf eps {eps_text(settings.eps)} in pixel units, against {attacked} "
+        f"attack: {attack_text(settings.attack)} in pixel units, against {attacked} "
         f"({settings.protocol} protocol); {n_images}test images; seconds are {objective} training seconds",
         f"published recipe: {paper.recipe}",
     ]
@@ -270,7 +270,7 @@ def figure(paper: Paper, settings: ReproductionSettings, trials: Trials) -> byte
         drawn.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     drawn.suptitle(
         f"{settings.paper}: {settings.dataset}, ResNet-{settings.depth}, {settings.epochs} epochs, "
-        f"PGD-{settings.attack_steps}, eps {eps_text(settings.eps)} in pixel units",
+        f"{attack_text(settings.attack)} in pixel units",
         fontsize=10,
     )
     buffer = io.BytesIO()

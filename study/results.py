@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from scipy.stats import binomtest
 
 from study.front import hypervolume, non_dominated
-from study.settings import Objective, StudySettings
+from study.settings import ADDED_LATER, Objective, StudySettings
 from study.storage import redacted
 from trainables import stores
+from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.files import write_whole
 
@@ -81,6 +83,13 @@ def percent(share: float) -> str:
 def eps_text(eps: float) -> str:
     """Radius in pixel units and in steps of 1/255."""
     return f"{eps:.4g} ({eps * 255:.3g}/255)"
+
+
+def attack_text(settings: Mapping[str, object]) -> str:
+    """How accuracy under attack was measured, its radius in pixel units and steps of 1/255."""
+    settings = ADDED_LATER | settings
+    norm = {"linf": "l-inf", "l2": "l2"}[settings["attack_norm"]]
+    return f"PGD-{settings['attack_steps']}, {norm}, eps {eps_text(settings['eps'])}"
 
 
 def describe(trial: FrozenTrial) -> str:
@@ -202,7 +211,8 @@ def holds_weights(path: Path, trial: FrozenTrial) -> bool:
     """Whether the file has weights of this trial's configuration, and not of another study's trial of that number."""
     try:
         with safe_open(path, "numpy") as file:
-            return json.loads(file.metadata()["config"]) == trial.user_attrs["config"]
+            config = TrialConfig.model_validate_json(file.metadata()["config"])
+        return config == TrialConfig(**trial.user_attrs["config"])
     except (OSError, SafetensorError, TypeError, KeyError, ValueError):  # TypeError: a file without metadata
         return False
 

@@ -8,7 +8,16 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from sqlalchemy import URL
 
-from trainables.config import DataConfig, DatasetName, EvalConfig, Frozen, one_line, six_n_plus_two
+from trainables.config import (
+    AttackNorm,
+    DataConfig,
+    DatasetName,
+    EvalConfig,
+    Frozen,
+    one_line,
+    require_radius,
+    six_n_plus_two,
+)
 from trainables.errors import InputError, nearest
 from trainables.stores import is_uri, join
 
@@ -19,6 +28,8 @@ Objective = Literal["measured", "calibrated"]
 RUN_SETTINGS = {"trials", "timeout", "sampler", "retries", "storage", "storage_path", "results_dir", "address"}
 RUN_SETTINGS |= {"concurrent", "cpus_per_trial", "gpus_per_trial", "epoch_timeout"}
 RUN_SETTINGS |= {"stop_early", "max_trial_seconds", "warm_start", "until_gain"}
+
+ADDED_LATER = {"attack_norm": "linf"}  # what studies had before it was a setting
 
 ONLY_FRONT = ("max_trial_seconds", "warm_start", "until_gain")  # what sampler `front` alone is steered by
 
@@ -35,7 +46,8 @@ class StudySettings(Frozen):
     dataset: DatasetName = "digits"
     data_dir: str | None = None
     depth: int | None = None  # None: the space's own
-    eps: Annotated[float, Field(ge=0, le=1)] = 8 / 255  # l-inf radius, pixel units
+    attack_norm: AttackNorm = "linf"
+    eps: Annotated[float, Field(ge=0)] = 8 / 255  # radius, pixel units
     attack_steps: Annotated[int, Field(ge=1, le=10_000)] = 10
     eval_examples: PositiveInt = 1000
     sampler: Sampler = "front"
@@ -59,6 +71,11 @@ class StudySettings(Frozen):
     def a_hundredth_of_a_gpu_or_none(self) -> "StudySettings":
         if self.gpus_per_trial is not None and 0 < self.gpus_per_trial < 0.01:
             raise ValueError(f"gpus_per_trial: {self.gpus_per_trial} given; accepted: 0, or at least 0.01")
+        return self
+
+    @model_validator(mode="after")
+    def within_reach(self) -> "StudySettings":
+        require_radius("eps", self.eps, self.attack_norm)
         return self
 
     @model_validator(mode="after")
@@ -95,10 +112,14 @@ class StudySettings(Frozen):
         return DataConfig(name=self.dataset, data_dir=data_dir)
 
     @property
+    def attack(self) -> dict[str, object]:
+        """The fields of EvalConfig that say how accuracy under attack is measured."""
+        return {"attack_norm": self.attack_norm, "eps": self.eps, "attack_steps": self.attack_steps}
+
+    @property
     def evaluation(self) -> EvalConfig:
         return EvalConfig(
-            eps=self.eps,
-            attack_steps=self.attack_steps,
+            **self.attack,
             examples=self.eval_examples,
             curve_examples=max(1, self.eval_examples // 4),
         )
@@ -151,6 +172,7 @@ def refuse_differences(settings: StudySettings, stored: dict[str, object]) -> No
     """Raises:
     InputError: If the study was made with other settings; names each, both values.
     """
+    stored = ADDED_LATER | stored
     differing = [
         f"{field} {value!r} (the study has {stored[field]!r})"
         for field, value in settings.identity.items()

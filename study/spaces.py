@@ -127,7 +127,8 @@ def configure(space: Space, settings: StudySettings, trial: optuna.Trial) -> Tri
         if "depth" in trial.params:
             raise InputError(f"depth: {settings.depth} given, but {space.path} suggests it; accepted: one of the two")
         constants["depth"] = settings.depth
-    for field, value in [("seed", settings.seed + trial.number), ("eps", settings.eps)]:
+    settled = {"seed": settings.seed + trial.number, "attack_norm": settings.attack_norm, "eps": settings.eps}
+    for field, value in settled.items():
         if field not in trial.params:
             constants.setdefault(field, value)
     twice = sorted(set(constants) & set(trial.params))

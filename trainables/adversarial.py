@@ -40,7 +40,7 @@ def pgd(config: "TrialConfig", generator: torch.Generator) -> Step:
     Source: Madry et al. 2018, arXiv:1706.06083; the step size is that of its section 5, which fits any eps and steps.
     """
     step_size = config.step_size or default_step_size(config.eps, config.pgd_steps)
-    return against(last_iterate(config.eps, config.pgd_steps, step_size, generator))
+    return against(last_iterate(config.attack_norm, config.eps, config.pgd_steps, step_size, generator))
 
 
 def fgsm(config: "TrialConfig", generator: torch.Generator) -> Step:
@@ -48,13 +48,15 @@ def fgsm(config: "TrialConfig", generator: torch.Generator) -> Step:
 
     Source: Wong, Rice, Kolter 2020, Fast is better than free, arXiv:2001.03994.
     """
-    return against(last_iterate(config.eps, 1, config.step_size or 1.25 * config.eps, generator))
+    step_size = config.step_size or 1.25 * config.eps
+    return against(last_iterate(config.attack_norm, config.eps, 1, step_size, generator))
 
 
 def free(config: "TrialConfig", generator: torch.Generator) -> Step:
     """Trains `free_replays` times on each batch, its perturbation moving on; see `FreeStep`."""
     largest = config.batch_size_schedule.largest
-    return FreeStep(config.eps, config.step_size or config.eps, config.free_replays, largest)
+    step_size = config.step_size or config.eps
+    return FreeStep(config.eps, step_size, config.free_replays, largest, config.attack_norm)
 
 
 class FreeStep:
@@ -66,8 +68,8 @@ class FreeStep:
     Source: Shafahi et al. 2019, Adversarial Training for Free!, arXiv:1904.12843, algorithm 1.
     """
 
-    def __init__(self, eps: float, step_size: float, replays: int, largest: int = 0) -> None:
-        self.eps, self.step_size, self.replays, self.largest = eps, step_size, replays, largest
+    def __init__(self, eps: float, step_size: float, replays: int, largest: int = 0, norm: str = "linf") -> None:
+        self.eps, self.step_size, self.replays, self.largest, self.norm = eps, step_size, replays, largest, norm
         self.delta: Tensor | None = None  # (N, C, H, W) of the largest batch
 
     def carry(self, images: Tensor) -> list[Tensor]:
@@ -85,12 +87,12 @@ class FreeStep:
         if self.delta is None or len(self.delta) < len(x):
             self._allocate(x, max(self.largest, len(x)))
         carried = self.delta[: len(x)]
-        delta, losses = project(carried, x, self.eps, "linf"), []
+        delta, losses = project(carried, x, self.eps, self.norm), []
         for _ in range(self.replays):
             # A leaf that asks for its gradient: train_step's one backward pass fills it beside the weights'.
             images = (x + delta).requires_grad_()
             losses.append(train_step(model, optimizer, given(images), x, y))
-            delta = ascend(delta, images.grad, x, eps=self.eps, step_size=self.step_size, norm="linf")
+            delta = ascend(delta, images.grad, x, eps=self.eps, step_size=self.step_size, norm=self.norm)
         carried.copy_(delta)
         return torch.stack(losses).mean()
 
@@ -118,6 +120,7 @@ def trades(config: "TrialConfig", generator: torch.Generator) -> Step:
                 eps=config.eps,
                 steps=config.pgd_steps,
                 step_size=step_size,
+                norm=config.attack_norm,
             )
         logits = model(x)
         robustness = divergence(logits, model(x + delta), "batchmean")
@@ -136,6 +139,7 @@ def craft(
     x: Tensor,
     y: Tensor,
     *,
+    norm: str,
     eps: float,
     steps: int,
     step_size: float | None = None,
@@ -152,7 +156,8 @@ def craft(
     Args:
         x: (N, C, H, W), in [0, 1].
         y: (N,), labels.
-        eps: l-inf radius in pixel units.
+        norm: `linf` or `l2`.
+        eps: Radius in pixel units.
         steps: Gradients per image.
         step_size: In pixel units; None: 2.5·eps/steps.
         generator: On the images' device; draws the starts.
@@ -163,7 +168,7 @@ def craft(
 
     Source: github.com/farzadnikfam/AccelAT, accelat.py and function_attack.py.
     """
-    attack = last_iterate(eps, steps, step_size or default_step_size(eps, steps), generator)
+    attack = last_iterate(norm, eps, steps, step_size or default_step_size(eps, steps), generator)
     with evaluating(model):
         batches = zip(x.split(batch_size), y.split(batch_size), strict=True)
         return torch.cat([attack(model, images, labels) for images, labels in batches])
@@ -183,15 +188,15 @@ def given(images: Tensor) -> Attack:
     return lambda model, x, y: images
 
 
-def last_iterate(eps: float, steps: int, step_size: float, generator: torch.Generator) -> Attack:
-    """Ascent from a uniform start within l-inf radius `eps`, taken where it ends, whether that fools the model or not.
+def last_iterate(norm: str, eps: float, steps: int, step_size: float, generator: torch.Generator) -> Attack:
+    """Ascent from a uniform start within `eps`, taken where it ends, whether that fools the model or not.
 
     Evaluation's `pgd` would look at one more prediction to choose between iterates.
     """
 
     def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        start = random_start(x, eps, "linf", generator)
-        return x + climb(model, x, start, summed_cross_entropy(y), eps=eps, steps=steps, step_size=step_size)
+        start = random_start(x, eps, norm, generator)
+        return x + climb(model, x, start, summed_cross_entropy(y), eps=eps, steps=steps, step_size=step_size, norm=norm)
 
     return attack
 
@@ -210,7 +215,7 @@ def step(config: "TrialConfig", generator: torch.Generator) -> Step:
     """The training step of `config.training`.
 
     Args:
-        config: Names the recipe and its eps, steps and step size.
+        config: Names the recipe and its norm, eps, steps and step size.
         generator: On the images' device; draws the random starts.
     """
     return RECIPES[config.training](config, generator)

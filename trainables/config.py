@@ -13,6 +13,7 @@ EvalStatistics = Literal["population", "batch"]
 LrSchedule = Literal["constant", "multistep", "linear", "cosine", "onecycle", "exponential", "accelat"]
 DatasetName = Literal["digits", "cifar10", "cifar100", "svhn", "imagefolder"]
 Training = Literal["natural", "pgd", "fgsm", "free", "trades", "static"]
+AttackNorm = Literal["linf", "l2"]
 Precision = Literal["tf32", "bf16", "fp32"]
 Probe = Literal["hessian", "batch_dependence", "fgsm", "noise", "strong"]
 
@@ -29,11 +30,23 @@ Real = Annotated[float, BeforeValidator(number)]
 Flag = Annotated[bool, Strict()]
 PositiveInt = Annotated[Whole, Field(ge=1)]
 BatchSize = Annotated[Whole, Field(ge=1, le=65536)]
-Eps = Annotated[Real, Field(ge=0, le=1)]  # radius in pixel units, images in [0, 1]
+Eps = Annotated[Real, Field(ge=0)]  # radius in pixel units, images in [0, 1]
+
+# Of a radius. No two images are farther apart in l-inf; in l2 they can be, by the root of their number of pixels.
+MAX_EPS = {"linf": 1.0, "l2": 100.0}
 
 
 class Frozen(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Base of every configuration: immutable, no unknown fields, finite numbers."""
+
+
+def require_radius(field: str, value: float | None, attack_norm: AttackNorm) -> None:
+    """Raises:
+    ValueError: If that radius or step, in pixel units, is larger than any that makes sense under the norm.
+    """
+    if value is not None and value > MAX_EPS[attack_norm]:
+        largest = f"at most {MAX_EPS[attack_norm]:g} with attack_norm {attack_norm!r}"
+        raise ValueError(f"{field}: {value} given; accepted: {largest}")
 
 
 class ConstantBatch(Frozen):
@@ -116,7 +129,7 @@ BatchSizeSchedule = Annotated[
 class TrialConfig(Frozen):
     """One training run.
 
-    `eps`, `pgd_steps`, `step_size`, `free_replays` and `trades_beta` belong to adversarial
+    `attack_norm`, `eps`, `pgd_steps`, `step_size`, `free_replays` and `trades_beta` belong to adversarial
     training and are read only by the training modes that need them; evaluation has its own. `static`
     training uses images that PGD crafts once, against the initial weights. `precision` is that of training's
     convolutions on CUDA; `bf16` (autocast) computes so on any device.
@@ -134,9 +147,10 @@ class TrialConfig(Frozen):
     weight_decay: Annotated[Real, Field(ge=0, le=1)] = 5e-4
     epochs: Annotated[Whole, Field(ge=1, le=10000)] = 10
     training: Training = "natural"
+    attack_norm: AttackNorm = "linf"
     eps: Eps = 8 / 255
     pgd_steps: Annotated[Whole, Field(ge=1, le=1000)] = 7
-    step_size: Annotated[Real, Field(gt=0, le=1)] | None = None  # pixel units; None: the recipe's own
+    step_size: Annotated[Real, Field(gt=0)] | None = None  # pixel units; None: the recipe's own
     free_replays: Annotated[Whole, Field(ge=1, le=100)] = 4
     trades_beta: Annotated[Real, Field(ge=0, le=1000)] = 6.0
     precision: Precision = "tf32"
@@ -151,6 +165,8 @@ class TrialConfig(Frozen):
             )
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: True given with momentum 0; accepted: False, or momentum above 0")
+        require_radius("eps", self.eps, self.attack_norm)
+        require_radius("step_size", self.step_size, self.attack_norm)
         return self
 
 
@@ -174,6 +190,7 @@ class EvalConfig(Frozen):
 
     split: Literal["validation", "test"] = "validation"
 
+    attack_norm: AttackNorm = "linf"
     eps: Eps = 8 / 255
     attack_steps: Annotated[Whole, Field(ge=1, le=10000)] = 10
     examples: PositiveInt = 1000
@@ -181,6 +198,11 @@ class EvalConfig(Frozen):
     attacked_weights: Literal["current", "initial"] = "current"
     probes: tuple[Probe, ...] = ()
     strong_examples: PositiveInt = 50  # of `examples`, the first, that the probe `strong` attacks
+
+    @model_validator(mode="after")
+    def within_reach(self) -> "EvalConfig":
+        require_radius("eps", self.eps, self.attack_norm)
+        return self
 
 
 def nest(params: dict[str, object]) -> dict[str, object]:

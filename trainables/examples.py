@@ -20,7 +20,7 @@ class Attacked:
 
     original: np.ndarray
     adversarial: np.ndarray
-    difference: np.ndarray  # grey where nothing changed, black and white at -eps and eps
+    difference: np.ndarray  # grey where nothing changed, black and white at the image's largest change
     label: str
     predicted: str  # of the adversarial image
 
@@ -32,7 +32,7 @@ def attack(weights: Path, images: DataConfig, evaluation: EvalConfig, seed: int,
     Args:
         weights: A file that `Trial.save_weights` wrote.
         images: Whose validation images are attacked.
-        evaluation: The attack's radius and steps.
+        evaluation: The attack's norm, radius and steps.
         seed: Of the trial.
         n: At most as many, of the first `N_ATTACKED` images, are returned.
 
@@ -45,7 +45,9 @@ def attack(weights: Path, images: DataConfig, evaluation: EvalConfig, seed: int,
     attacked = evaluation_attack(model, evaluation, seed)(model, x, y)
     with torch.no_grad():
         before, after = model(x).argmax(1), model(attacked).argmax(1)
-    difference = ((attacked - x) / (2 * max(evaluation.eps, 1e-9)) + 0.5).clamp(0, 1)
+    change = attacked - x
+    largest = change.abs().amax((1, 2, 3), keepdim=True)
+    difference = (change / (2 * largest.clamp_min(1e-9)) + 0.5).clamp(0, 1)
     return [
         Attacked(
             *(_pixels(images[i]) for images in (x, attacked, difference)),

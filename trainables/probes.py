@@ -26,10 +26,11 @@ class Subject(NamedTuple):
     model: nn.Module
     train: tuple[Tensor, Tensor]  # images and labels, never augmented
     judged: tuple[Tensor, Tensor]  # those that accuracies are measured on
-    eps: float  # l-inf radius in pixel units
+    eps: float  # radius in pixel units
     seed: int
     attack_steps: int = 10  # of the evaluation's PGD
     strong_examples: int = 50  # the first of those judged
+    attack_norm: str = "linf"
 
 
 Probe = Callable[[Subject], dict[str, float | str]]
@@ -79,22 +80,22 @@ def batch_dependence(subject: Subject) -> dict[str, float]:
 
 def fgsm_accuracy(subject: Subject) -> dict[str, float]:
     """Accuracy on images that are classified correctly clean and after one step of FGSM, from the image itself."""
-    attack = partial(fgsm, eps=subject.eps)
+    attack = partial(fgsm, eps=subject.eps, norm=subject.attack_norm)
     return {"accuracy": robust_accuracy(subject.model, *subject.judged, attack, BATCHES[0])}
 
 
 def noise(subject: Subject) -> dict[str, float]:
-    """Accuracy on images with uniform noise of radius eps, cut off at 0 and 1."""
+    """Accuracy on images with noise, uniform within eps, cut off at 0 and 1."""
     x, y = subject.judged
     generator = torch.Generator(x.device).manual_seed(subject.seed)
-    noisy = x + random_start(x, subject.eps, "linf", generator)
+    noisy = x + random_start(x, subject.eps, subject.attack_norm, generator)
     return {"accuracy": accuracy(subject.model, noisy, y, BATCHES[0])}
 
 
 def strong_attacks(subject: Subject) -> dict[str, float | str]:
     """Accuracy under attacks that should find no more than the evaluation's PGD; see `strong.measure`."""
-    attacked = strong.Attacked(subject.model, *subject.judged, subject.eps, subject.attack_steps, subject.seed)
-    return strong.measure(attacked, subject.strong_examples)
+    attack = subject.eps, subject.attack_steps, subject.seed, subject.attack_norm
+    return strong.measure(strong.Attacked(subject.model, *subject.judged, *attack), subject.strong_examples)
 
 
 PROBES: dict[str, Probe] = {

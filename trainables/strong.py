@@ -5,6 +5,7 @@ Athalye, Carlini, Wagner 2018, arXiv:1802.00420, section 3.1, for what an attack
 """
 
 import copy
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ BATCH = 256  # images per call of the model, as in every other evaluation
 WHITE_BOX = ("apgd-ce", "apgd-t", "fab-t")  # with "square", the four parts of AutoAttack's standard version
 MORE_STEPS, MORE_RESTARTS = 5, 5  # times those of the PGD that is checked
 EPS_FACTORS = (0.5, 1.0, 2.0, 4.0)
-LARGE_EPS = 0.5  # every image can become the same grey one, so that no model can tell classes apart
+THEIR_NORMS = {"linf": "Linf", "l2": "L2"}  # AutoAttack's names
 
 
 class Attacked(NamedTuple):
@@ -28,9 +29,10 @@ class Attacked(NamedTuple):
     model: nn.Module
     x: Tensor
     y: Tensor
-    eps: float  # l-inf radius in pixel units
+    eps: float  # radius in pixel units
     steps: int
     seed: int
+    norm: str = "linf"
 
 
 def measure(attacked: Attacked, n_strong: int) -> dict[str, float | str]:
@@ -51,7 +53,8 @@ def measure(attacked: Attacked, n_strong: int) -> dict[str, float | str]:
     # What both others fooled needs no queries, unless the rest of its batch would be judged differently without it.
     left = torch.ones_like(white) if uses_batch_statistics(first.model) else white | converged
     black[left] = under_autoattack(first._replace(x=first.x[left], y=first.y[left]), ("square",))
-    radii = sorted({eps for factor in EPS_FACTORS if (eps := factor * first.eps) < LARGE_EPS} | {LARGE_EPS})
+    large = grey_radius(first.x, first.norm)
+    radii = sorted({eps for factor in EPS_FACTORS if (eps := factor * first.eps) < large} | {large})
     return {
         "n": float(len(first.y)),
         "pgd": fraction(plain),
@@ -63,12 +66,18 @@ def measure(attacked: Attacked, n_strong: int) -> dict[str, float | str]:
     }
 
 
+def grey_radius(x: Tensor, norm: str) -> float:
+    """Within which all images (N, C, H, W) can become the same grey one, so that no model can tell classes apart."""
+    return 0.5 if norm == "linf" else 0.5 * math.sqrt(x[0].numel())
+
+
 def under_pgd(attacked: Attacked, more_steps: int = 1, restarts: int = 1) -> Tensor:
     """(N,), bool: right both clean and under PGD from random starts."""
-    model, x, y, eps, steps, seed = attacked
+    model, x, y, eps, steps, seed, norm = attacked
     attack = partial(
         pgd,
         eps=eps,
+        norm=norm,
         steps=steps * more_steps,
         restarts=restarts,
         generator=torch.Generator(x.device).manual_seed(seed),
@@ -79,25 +88,29 @@ def under_pgd(attacked: Attacked, more_steps: int = 1, restarts: int = 1) -> Ten
 
 def under_autoattack(attacked: Attacked, parts: tuple[str, ...]) -> Tensor:
     """(N,), bool: right both clean and under those parts of AutoAttack, each with the standard version's settings."""
-    model, x, y, eps, _, seed = attacked
+    model, x, y, eps, _, seed, norm = attacked
     if not len(y):
         return torch.ones_like(y, dtype=torch.bool)
     # The library views gradients as (N, -1), which channels-last ones refuse, and fills parameters' `.grad`.
     plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    return robust_mask(plain, x.contiguous(), y, partial(autoattack, parts=parts, eps=eps, seed=seed), BATCH)
+    attack = partial(autoattack, parts=parts, eps=eps, seed=seed, norm=norm)
+    return robust_mask(plain, x.contiguous(), y, attack, BATCH)
 
 
-def autoattack(model: nn.Module, x: Tensor, y: Tensor, parts: tuple[str, ...], eps: float, seed: int) -> Tensor:
+def autoattack(
+    model: nn.Module, x: Tensor, y: Tensor, parts: tuple[str, ...], eps: float, seed: int, norm: str
+) -> Tensor:
     """The images that `parts` of AutoAttack find, in turn, each for what those before it did not fool.
 
-    Of fewer than ten classes, all but the right one are targets. The targeted loss needs four classes: of fewer,
-    `apgd-t` is left out.
+    Of fewer than ten classes, all but the right one are targets. What needs more than there is, is left out: of fewer
+    than four classes `apgd-t`, whose loss takes four; of images below 5x5 pixels `square` in l2, which begins with 25.
     """
     from pyautoattack import AutoAttack  # a machine that only trains needs none
 
     n_classes = model(x[:1]).shape[1]
-    attack = AutoAttack(model, eps=eps, seed=seed, device=x.device)
-    attack.attacks_to_run = [part for part in parts if part != "apgd-t" or n_classes > 3]
+    attack = AutoAttack(model, norm=THEIR_NORMS[norm], eps=eps, seed=seed, device=x.device)
+    too_few = {"apgd-t": n_classes < 4, "square": norm == "l2" and min(x.shape[2:]) < 5}
+    attack.attacks_to_run = [part for part in parts if not too_few.get(part)]
     attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, n_classes - 1)
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices):  # it seeds the global generators

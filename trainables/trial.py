@@ -223,19 +223,17 @@ class Trial:
 
     def _craft(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         config = self.config
-        return self._crafted(model, x, y, config.eps, config.pgd_steps, config.step_size)
+        recipe = {"norm": config.attack_norm, "eps": config.eps, "steps": config.pgd_steps}
+        return self._crafted(model, x, y, recipe | {"step_size": config.step_size})
 
     def _untrained(self) -> nn.Module:
         """The network with its initial weights."""
         return build_model(self.config, self.dataset, torch.Generator().manual_seed(self.config.seed)).to(self.device)
 
-    def _crafted(
-        self, model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, step_size: float | None = None
-    ) -> Tensor:
+    def _crafted(self, model: nn.Module, x: Tensor, y: Tensor, recipe: dict[str, object]) -> Tensor:
         """Images that attack the model; the same at each call."""
         generator = torch.Generator(self.device).manual_seed(self.config.seed)
-        settings = {"eps": eps, "steps": steps, "step_size": step_size, "generator": generator}
-        return adversarial.craft(model, x, y, **settings)
+        return adversarial.craft(model, x, y, **recipe, generator=generator)
 
     def _evaluate(self, last: bool) -> dict[str, float]:
         """Clean and adversarial accuracy; on validation, but for the last one of a trial that is judged on test.
@@ -256,7 +254,8 @@ class Trial:
             "n_examples": len(y),
         }
         if self.config.training == "fgsm" or "strong" in evaluation.probes:
-            row["fgsm_accuracy"] = robust_accuracy(model, x, y, partial(fgsm, eps=evaluation.eps), EVAL_BATCH)
+            one_step = partial(fgsm, eps=evaluation.eps, norm=evaluation.attack_norm)
+            row["fgsm_accuracy"] = robust_accuracy(model, x, y, one_step, EVAL_BATCH)
         if last and evaluation.probes:
             train = first_examples(self.dataset.train, probes.N_HESSIAN)
             subject = probes.Subject(
@@ -267,6 +266,7 @@ class Trial:
                 self.config.seed,
                 evaluation.attack_steps,
                 evaluation.strong_examples,
+                evaluation.attack_norm,
             )
             row |= probes.measure(evaluation.probes, subject)
         return row
@@ -275,7 +275,8 @@ class Trial:
         evaluation = self.evaluation
         if evaluation.attacked_weights == "initial":
             if last not in self.attacked:
-                self.attacked[last] = self._crafted(self._untrained(), x, y, evaluation.eps, evaluation.attack_steps)
+                recipe = {"norm": evaluation.attack_norm, "eps": evaluation.eps, "steps": evaluation.attack_steps}
+                self.attacked[last] = self._crafted(self._untrained(), x, y, recipe)
             return accuracy(self.model, self.attacked[last], y, EVAL_BATCH)
         if self.graphs.captures and not uses_batch_statistics(self.model):
             generator = torch.Generator(self.device).manual_seed(self.config.seed)
@@ -295,6 +296,7 @@ class Trial:
             self.graphs,
             eps=evaluation.eps,
             steps=evaluation.attack_steps,
+            norm=evaluation.attack_norm,
             batch_size=EVAL_BATCH,
         )
 
@@ -336,7 +338,7 @@ class Trial:
         """Raises:
         ValueError: If the state belongs to another configuration.
         """
-        if state["config"] != self.config.model_dump_json():
+        if TrialConfig.model_validate_json(state["config"]) != self.config:  # older ones may lack a newer field
             raise ValueError(f"checkpoint of another trial: {state['config']}; accepted: {self.config!r}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -428,6 +430,7 @@ def evaluation_attack(model: nn.Module, evaluation: EvalConfig, seed: int) -> ad
         pgd,
         eps=evaluation.eps,
         steps=evaluation.attack_steps,
+        norm=evaluation.attack_norm,
         generator=torch.Generator(device).manual_seed(seed),
         drop_fooled=not uses_batch_statistics(model),
     )

@@ -29,8 +29,7 @@ class ReproductionSettings(StudySettings):
         """On test; the published protocol attacks the initial weights, once."""
         return EvalConfig(
             split="test",
-            eps=self.eps,
-            attack_steps=self.attack_steps,
+            **self.attack,
             examples=self.eval_examples,
             curve_examples=self.curve_examples,
             attacked_weights="current" if self.protocol == "whitebox" else "initial",

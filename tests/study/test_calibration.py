@@ -19,6 +19,8 @@ GPU = {"resnet8 fixup tf32 natural": {"16": 1.0, "32": 1.5}}
         ({"training": "fgsm"}, "resnet8 fixup tf32 fgsm 1"),
         ({"training": "static", "pgd_steps": 3, "norm": "batchnorm"}, "resnet8 batchnorm tf32 static 3"),
         ({"precision": "bf16"}, "resnet8 fixup bf16 natural"),
+        ({"training": "pgd", "pgd_steps": 7, "attack_norm": "l2"}, "resnet8 fixup tf32 pgd 7 l2"),
+        ({"attack_norm": "l2"}, "resnet8 fixup tf32 natural"),
     ],
 )
 def test_a_key_names_what_a_steps_seconds_depend_on(changes, key):
@@ -32,6 +34,14 @@ def test_what_was_measured_first_is_kept_with_the_study():
     calibration.keep(study, CONFIG, "cpu", {16: 7.0})
     assert calibration.known(study, CONFIG) == {"gpu": {"16": 1.0, "32": 1.5}, "cpu": {"16": 7.0}}
     assert calibration.known(study, CONFIG.model_copy(update={"norm": "batchnorm"})) == {}
+
+
+def test_an_attack_in_another_norm_is_timed_by_itself_and_expected_alike_before():
+    pgd = CONFIG.model_copy(update={"training": "pgd", "pgd_steps": 2})
+    l2 = pgd.model_copy(update={"attack_norm": "l2"})
+    known = {"resnet8 fixup tf32 pgd 2": {"32": 1.0}}
+    assert calibration.expected_seconds(l2, 96, known) == calibration.expected_seconds(pgd, 96, known) == 9.0
+    assert calibration.expected_seconds(l2, 96, known | {"resnet8 fixup tf32 pgd 2 l2": {"32": 2.0}}) == 18.0
 
 
 def test_a_schedules_seconds_are_its_steps_times_their_seconds():

@@ -85,6 +85,13 @@ def test_a_confirmation_is_judged_on_test_and_a_search_is_not(tmp_path):
     assert (settings.eps, settings.attack_steps, settings.depth) == (0.1, 2, 8)
 
 
+def test_a_confirmation_attacks_in_the_norm_of_its_search(tmp_path):
+    searched = search(tmp_path)
+    assert confirm.resolve(searched, {"results_dir": str(tmp_path)}).evaluation.attack_norm == "linf"
+    searched.set_user_attr("settings", searched.user_attrs["settings"] | {"attack_norm": "l2"})
+    assert confirm.resolve(searched, {"results_dir": str(tmp_path)}).evaluation.attack_norm == "l2"
+
+
 # Gates
 
 HONEST = {"batch_dependence.n": 256.0, "batch_dependence.changed.any": 0.0, "overfitted": False}

@@ -240,6 +240,9 @@ def space(trial):
         (["--depth", "55"], "depth: 55 given; accepted: 6n+2, e.g. 50 or 56"),
         (["--eps", "2"], "eps: 2.0 given"),
         (["--eps", "8/0"], "'8/0' is not a number"),
+        (["--attack-norm", "l3"], "attack_norm: 'l3'; accepted: l2, linf"),
+        (["--attack-norm", "l2"], "eps: nothing given with attack_norm 'l2'; accepted: its radius, --eps"),
+        (["--attack-norm", "l2", "--eps", "128"], "eps: 128.0 given; accepted: at most 100 with attack_norm 'l2'"),
         (["--trials", "0"], "trials: 0 given"),
         (["--trials", "many"], "'many' is not a valid integer"),
         (["--trails", "3"], "--trials"),
@@ -417,6 +420,30 @@ def test_accuracies_of_a_start_under_another_attack_are_not_taken_in_silence(tmp
         settings, _ = pareto.resolve(given | {"name": "new", "eps": eps, "depth": 8})
         assert settings.warm_start == "old"
         assert capsys.readouterr().err.startswith(said) and (said or not capsys.readouterr().err)
+
+
+def test_the_norm_of_the_attack_is_the_users_then_the_studys_then_the_spaces(tmp_path):
+    space = tmp_path / "l2.py"
+    space.write_text(Path(spaces.load("quickstart").path).read_text() + 'DEFAULTS |= {"attack_norm": "l2", "eps": 0.5}')
+    given = {"results_dir": str(tmp_path)}
+    assert pareto.resolve(given)[0].evaluation.attack_norm == "linf"
+    of_the_space, _ = pareto.resolve(given | {"space": str(space)})
+    assert (of_the_space.evaluation.attack_norm, of_the_space.eps) == ("l2", 0.5)
+    with pytest.raises(InputError, match="eps: nothing given with attack_norm 'linf'"):
+        pareto.resolve(given | {"space": str(space), "attack_norm": "linf"})
+    mine, l2 = given | {"name": "mine"}, {"attack_norm": "l2"}
+    settings, _ = pareto.resolve(mine | l2 | {"eps": 2.0})
+    made(settings)
+    assert pareto.resolve(mine)[0] == pareto.resolve(mine | l2)[0] == settings
+    with pytest.raises(InputError, match="attack_norm 'linf' .the study has 'l2'."):
+        pareto.resolve(mine | {"attack_norm": "linf", "eps": 0.1})
+
+
+def test_a_start_under_another_norm_is_told(tmp_path, capsys):
+    made(StudySettings(name="old", results_dir=str(tmp_path), eps=0.1))
+    given = {"results_dir": str(tmp_path), "warm_start": "old", "name": "new", "attack_norm": "l2", "eps": 0.1}
+    pareto.resolve(given)
+    assert "'old' has attack_norm linf; what is proposed" in capsys.readouterr().err
 
 
 def test_a_study_of_the_users_own_space_goes_on_from_anywhere(tmp_path, monkeypatch):

@@ -315,8 +315,8 @@ def test_the_fields_that_a_training_reads_are_those_that_its_step_reads(training
     optimizer = SGD(model, momentum=0.0, nesterov=False, weight_decay=0.0)
     optimizer.set_lr(0.1)
     step(config, torch.Generator())(model, optimizer, torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))
-    crafts = {"eps", "pgd_steps", "step_size"} if training == "static" else set()  # before the first step
-    assert config.read & figures.READ_BY_SOME | crafts == figures.READ_BY[training]
+    before = {"attack_norm", "eps", "pgd_steps", "step_size"} if training == "static" else set()  # what crafting reads
+    assert config.read & figures.READ_BY_SOME | before == figures.READ_BY[training]
     assert set(figures.READ_BY) == set(get_args(Training))
 
 

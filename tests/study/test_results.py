@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save
 
 from study import results
 from study.storage import DIRECTIONS
+from trainables.config import TrialConfig
 
 CONFIG = {"norm": "fixup", "training": "natural", "batch_size_schedule": {"kind": "constant", "size": 8}}
 CONFIG |= {"epochs": 3, "lr_batch_ratio": 1e-3}
@@ -123,6 +124,26 @@ def test_a_file_without_a_configuration_holds_no_weights(study, tmp_path):
     for metadata in (None, {"format": "pt"}, {"config": "{"}):
         (tmp_path / "x").write_bytes(save({"number": np.array([1])}, metadata))
         assert not results.holds_weights(tmp_path / "x", study.trials[1])
+
+
+def test_weights_written_before_a_field_was_added_are_still_those_of_their_trial(study, tmp_path):
+    trial = study.trials[1]
+    config = TrialConfig(**trial.user_attrs["config"])
+    for left_out, held in [({"attack_norm"}, True), ({"attack_norm", "norm"}, config.norm == "batchnorm")]:
+        metadata = {"config": config.model_dump_json(exclude=left_out)}
+        (tmp_path / "x").write_bytes(save({"number": np.array([1])}, metadata))
+        assert results.holds_weights(tmp_path / "x", trial) == held
+
+
+@pytest.mark.parametrize(
+    "settings,text",
+    [
+        ({"eps": 0.1, "attack_steps": 10}, "PGD-10, l-inf, eps 0.1 (25.5/255)"),
+        ({"eps": 128 / 255, "attack_steps": 20, "attack_norm": "l2"}, "PGD-20, l2, eps 0.502 (128/255)"),
+    ],
+)
+def test_an_attack_is_told_with_its_norm(settings, text):
+    assert results.attack_text(settings) == text
 
 
 def test_a_front_without_members_is_a_table_that_reads_as_one(tmp_path):

@@ -17,6 +17,13 @@ def test_a_study_is_not_continued_under_another_identity(field, value):
         from_layers({"name": "a", field: value}, stored, {})
 
 
+def test_a_study_older_than_the_norm_of_its_attack_is_one_of_linf():
+    stored = StudySettings(name="a", depth=8).model_dump(mode="json", exclude={"attack_norm"})
+    assert from_layers({"name": "a", "attack_norm": "linf"}, stored, {}).attack_norm == "linf"
+    with pytest.raises(InputError, match="attack_norm 'l2' .the study has 'linf'."):
+        from_layers({"name": "a", "attack_norm": "l2"}, stored, {})
+
+
 @pytest.mark.parametrize("field,value", [("trials", 99), ("sampler", "random"), ("concurrent", 7), ("timeout", 5.0)])
 def test_how_a_study_is_run_may_change(field, value):
     stored = StudySettings(name="a").model_dump(mode="json")
@@ -28,7 +35,8 @@ def test_how_a_study_is_run_may_change(field, value):
     [
         ({"name": "../up"}, "name"),
         ({"name": "a", "trials": 0}, "trials: 0 given"),
-        ({"name": "a", "eps": 1.5}, "eps: 1.5 given"),
+        ({"name": "a", "eps": 1.5}, "eps: 1.5 given; accepted: at most 1 with attack_norm 'linf'"),
+        ({"name": "a", "attack_norm": "L2"}, "attack_norm: 'L2' .did you mean 'l2'"),
         ({"name": "a", "eps": float("nan")}, "eps: nan given"),
         ({"name": "a", "depth": 55}, "depth: 55 given; accepted: 6n\\+2, e.g. 50 or 56"),
         ({"name": "a", "dataset": "cifar"}, "did you mean 'cifar10'"),

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from trainables.adversarial import RECIPES, FreeStep, step
-from trainables.config import Training, TrialConfig
+from trainables.config import AttackNorm, Training, TrialConfig
 from trainables.engine import train_step
 from trainables.resnet import resnet
 from trainables.sgd import SGD
@@ -116,19 +116,37 @@ def test_train_step_trains_on_what_the_attack_finds():
     torch.testing.assert_close(model[1].weight.detach(), expected)
 
 
-def uniform_start(x, generator):
-    start = torch.empty_like(x).uniform_(-EPS, EPS, generator=generator)
+def uniform_start(x, generator, attack_norm):
+    if attack_norm == "linf":
+        start = torch.empty_like(x).uniform_(-EPS, EPS, generator=generator)
+    else:  # a normal direction, then a radius whose 8th power (there are 8 pixels) is uniform
+        direction = torch.empty_like(x).normal_(generator=generator).flatten(1)
+        radius = EPS * torch.rand(len(x), 1, generator=generator) ** (1 / 8)
+        start = (radius * direction / direction.norm(dim=1, keepdim=True)).view_as(x)
     return (x + start).clamp(0, 1) - x
 
 
-def climbed(model, x, y, delta, n_steps, step_size):
-    for _ in range(n_steps):
-        gradient = softmax_gradients(model, x + delta, y)[2]
+def ascended(x, delta, gradient, step_size, attack_norm):
+    if attack_norm == "linf":
         delta = (delta + step_size * gradient.sign()).clamp(-EPS, EPS)
-        delta = (x + delta).clamp(0, 1) - x
+    else:
+        gradient, delta = gradient.flatten(1), delta.flatten(1)
+        delta = delta + step_size * gradient / gradient.norm(dim=1, keepdim=True)
+        length = delta.norm(dim=1, keepdim=True)
+        delta = torch.where(length > EPS, delta * EPS / length, delta).view_as(x)
+    return (x + delta).clamp(0, 1) - x
+
+
+def climbed(model, x, y, delta, n_steps, step_size, attack_norm):
+    for _ in range(n_steps):
+        delta = ascended(x, delta, softmax_gradients(model, x + delta, y)[2], step_size, attack_norm)
     return delta
 
 
+ATTACK_NORMS = pytest.mark.parametrize("attack_norm", get_args(AttackNorm))
+
+
+@ATTACK_NORMS
 @pytest.mark.parametrize(
     ("training", "fields", "n_steps", "step_size"),
     [
@@ -138,13 +156,13 @@ def climbed(model, x, y, delta, n_steps, step_size):
         ("pgd", {"pgd_steps": 3, "step_size": 0.02}, 3, 0.02),
     ],
 )
-def test_fgsm_and_pgd_train_on_the_last_iterate_from_a_uniform_start(training, fields, n_steps, step_size):
+def test_fgsm_and_pgd_train_on_the_last_iterate_from_a_uniform_start(training, fields, n_steps, step_size, attack_norm):
     model, optimizer = with_optimizer(linear_model())
     x, y = batch()
-    delta = climbed(model, x, y, uniform_start(x, seeded(3)), n_steps, step_size)
+    delta = climbed(model, x, y, uniform_start(x, seeded(3), attack_norm), n_steps, step_size, attack_norm)
     expected_loss, gradient, _ = softmax_gradients(model, x + delta, y)
     expected = model[1].weight.detach() - LR * gradient
-    loss = step(config(training, **fields), seeded(3))(model, optimizer, x, y)
+    loss = step(config(training, attack_norm=attack_norm, **fields), seeded(3))(model, optimizer, x, y)
     torch.testing.assert_close(loss, expected_loss)
     torch.testing.assert_close(model[1].weight.detach(), expected)
 
@@ -158,18 +176,18 @@ def test_each_gradient_costs_one_forward_pass_in_train_mode(training, n_forwards
     assert modes == [True] * n_forwards
 
 
-def free_by_hand(batches, step_size, replays):
+def free_by_hand(batches, step_size, replays, attack_norm):
     """Algorithm 1 on a linear model, its gradients in closed form."""
     model = linear_model()
     carried, mean_losses = torch.zeros_like(batches[0][0]), []
     for x, y in batches:
-        delta, losses = (x + carried[: len(x)]).clamp(0, 1) - x, []
+        # A step of length 0 brings what is carried back into ball and box.
+        delta, losses = ascended(x, carried[: len(x)], torch.ones_like(x), 0.0, attack_norm), []
         for _ in range(replays):
             loss, weight_gradient, image_gradient = softmax_gradients(model, x + delta, y)
             p = model(x + delta).softmax(1).detach()
             bias_gradient = (p - F.one_hot(y, 3)).mean(0)
-            delta = (delta + step_size * image_gradient.sign()).clamp(-EPS, EPS)
-            delta = (x + delta).clamp(0, 1) - x
+            delta = ascended(x, delta, image_gradient, step_size, attack_norm)
             model[1].weight.data -= LR * weight_gradient
             model[1].bias.data -= LR * bias_gradient
             losses.append(loss)
@@ -178,13 +196,14 @@ def free_by_hand(batches, step_size, replays):
     return model, mean_losses
 
 
+@ATTACK_NORMS
 @pytest.mark.parametrize("step_size", [None, 0.04])
-def test_free_carries_its_perturbation_through_replays_and_batches(step_size):
+def test_free_carries_its_perturbation_through_replays_and_batches(step_size, attack_norm):
     batches = [batch(4), batch(4), batch(3)]
     batches[1] = (batches[0][0].round(), batches[1][1])  # black and white: half of what is carried leaves the box
-    expected, expected_losses = free_by_hand(batches, step_size or EPS, 3)
+    expected, expected_losses = free_by_hand(batches, step_size or EPS, 3, attack_norm)
     model, optimizer = with_optimizer(linear_model())
-    recipe = step(config("free", free_replays=3, step_size=step_size), seeded())
+    recipe = step(config("free", free_replays=3, step_size=step_size, attack_norm=attack_norm), seeded())
     losses = [recipe(model, optimizer, x, y) for x, y in batches]
     torch.testing.assert_close(losses, expected_losses)
     torch.testing.assert_close(dict(model.state_dict()), dict(expected.state_dict()))
@@ -202,7 +221,7 @@ def test_free_keeps_its_perturbation_in_place():
     assert ((x + recipe.delta) >= 0).all() and recipe.delta.abs().max() == pytest.approx(EPS)
 
 
-def trades_by_hand(model, x, y, noise, n_steps, step_size, beta):
+def trades_by_hand(model, x, y, noise, n_steps, step_size, beta, attack_norm):
     """The published recipe with ordinary backward passes; returns loss and gradients."""
 
     def kl(images):
@@ -213,19 +232,21 @@ def trades_by_hand(model, x, y, noise, n_steps, step_size, beta):
     for _ in range(n_steps):
         images = images.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(kl(images), images)
-        images = (images + step_size * gradient.sign()).clamp(x - EPS, x + EPS).clamp(0, 1).detach()
+        images = (x + ascended(x, images.detach() - x, gradient, step_size, attack_norm)).detach()
     loss = F.cross_entropy(model(x), y) + beta * kl(images) / len(x)
     return loss.detach(), torch.autograd.grad(loss, list(model.parameters()))
 
 
+@ATTACK_NORMS
 @pytest.mark.parametrize(("beta", "step_size"), [(0.0, None), (6.0, None), (6.0, 0.005)])
-def test_trades_equals_the_published_recipe(beta, step_size):
+def test_trades_equals_the_published_recipe(beta, step_size, attack_norm):
     model, optimizer = with_optimizer(linear_model())
     x, y = batch()
     noise = 0.001 * torch.empty_like(x).normal_(generator=seeded(4))
-    expected_loss, gradients = trades_by_hand(model, x, y, noise, 4, step_size or 2.5 * EPS / 4, beta)
+    expected_loss, gradients = trades_by_hand(model, x, y, noise, 4, step_size or 2.5 * EPS / 4, beta, attack_norm)
     expected = [p.detach() - LR * g for p, g in zip(model.parameters(), gradients, strict=True)]
-    recipe = step(config("trades", pgd_steps=4, trades_beta=beta, step_size=step_size), seeded(4))
+    fields = {"pgd_steps": 4, "trades_beta": beta, "step_size": step_size, "attack_norm": attack_norm}
+    recipe = step(config("trades", **fields), seeded(4))
     loss = recipe(model, optimizer, x, y)
     torch.testing.assert_close(loss, expected_loss)
     torch.testing.assert_close([p.detach() for p in model.parameters()], expected)

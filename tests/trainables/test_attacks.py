@@ -223,13 +223,14 @@ def test_restarts_count_together(convnet, held_out):
     assert torch.equal(convnet(images).argmax(1) == y, robust)
 
 
-def test_robust_set_lies_within_torchattacks_and_is_at_most_a_point_smaller(convnet, held_out):
+@pytest.mark.parametrize(("name", "norm", "radii"), [("PGD", "linf", (0.05, 0.08, 0.12)), ("PGDL2", "l2", (0.3, 0.6))])
+def test_robust_set_lies_within_torchattacks_and_is_at_most_a_point_smaller(name, norm, radii, convnet, held_out):
     torchattacks = pytest.importorskip("torchattacks")
     x, y = held_out
-    for eps in (0.05, 0.08, 0.12):
-        theirs = torchattacks.PGD(convnet, eps=eps, alpha=eps / 4, steps=10, random_start=False)
+    for eps in radii:
+        theirs = getattr(torchattacks, name)(convnet, eps=eps, alpha=eps / 4, steps=10, random_start=False)
         last = robust_mask(convnet, x, y, lambda model, x, y, attack=theirs: attack(x, y), batch_size=512)
-        every = robust_mask(convnet, x, y, partial(pgd, eps=eps, steps=10), batch_size=512)
+        every = robust_mask(convnet, x, y, partial(pgd, eps=eps, steps=10, norm=norm), batch_size=512)
         assert not (every & ~last).any()
         assert last.float().mean() - every.float().mean() <= 0.01
         assert 0.02 < every.float().mean() < 0.95

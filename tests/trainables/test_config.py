@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from trainables.config import (
     ConstantBatch,
+    EvalConfig,
     GeometricBatch,
     LinearBatch,
     MilestoneBatch,
@@ -99,6 +100,10 @@ def test_nest_splits_at_dots():
         ({"momentum": 1.0}, r"^momentum: 1\.0 given; accepted: less than 1$"),
         ({"eps": -0.1}, r"^eps: -0\.1 given; accepted: greater than or equal to 0$"),
         ({"eps": float("nan")}, r"^eps: nan given; accepted: "),
+        ({"eps": 1.5}, r"^eps: 1\.5 given; accepted: at most 1 with attack_norm 'linf'$"),
+        ({"eps": 128, "attack_norm": "l2"}, r"^eps: 128\.0 given; accepted: at most 100 with attack_norm 'l2'$"),
+        ({"step_size": 2.0}, r"^step_size: 2\.0 given; accepted: at most 1 with attack_norm 'linf'$"),
+        ({"attack_norm": "l3"}, r"^attack_norm: 'l3'; accepted: l2, linf$"),
         ({"epochs": 0}, r"^epochs: 0 given; accepted: "),
         ({"epochs": 2.5}, r"^epochs: 2\.5 given; accepted: "),
         ({"lr_batch_ratio": 0.0}, r"^lr_batch_ratio: 0\.0 given; accepted: greater than 0$"),
@@ -139,6 +144,13 @@ def test_a_mistake_is_one_line_with_field_value_and_what_is_accepted(params, mes
     with pytest.raises(InputError, match=message) as error:
         trial_config(params)
     assert "\n" not in str(error.value)
+
+
+def test_a_radius_of_l2_may_be_longer_than_a_pixel():
+    assert trial_config({"eps": 3.0, "step_size": 1.5, "attack_norm": "l2"}).eps == 3.0
+    assert EvalConfig(eps=3.0, attack_norm="l2").eps == 3.0
+    with pytest.raises(ValueError, match="eps: 3.0 given"):
+        EvalConfig(eps=3.0)
 
 
 def test_further_mistakes_are_counted():

@@ -20,11 +20,11 @@ def linear(weight):
     return model
 
 
-def subject(model, levels, labels, train=None, eps=EPS):
+def subject(model, levels, labels, train=None, eps=EPS, attack_norm="linf"):
     """Images of 1x2x2 equal pixels; the linear model calls those above 0.5 class 1."""
     x = torch.tensor(levels)[:, None, None, None].expand(-1, 1, 2, 2).contiguous()
     y = torch.tensor(labels)
-    return probes.Subject(model, train or (x, y), (x, y), eps, seed=0)
+    return probes.Subject(model, train or (x, y), (x, y), eps, seed=0, attack_norm=attack_norm)
 
 
 def test_the_table_has_every_name_of_the_configuration():
@@ -41,6 +41,20 @@ def test_fgsm_takes_what_lies_within_eps_of_the_boundary():
     # Distances from 0.5: 0.3, 0.05, 0.15, 0.05 and, misclassified clean, 0.3.
     found = probes.fgsm_accuracy(subject(linear(1.0), [0.2, 0.45, 0.65, 0.55, 0.8], [0, 0, 1, 1, 0]))
     assert found["accuracy"] == pytest.approx(2 / 5)
+
+
+@pytest.mark.parametrize("attack_norm,share", [("linf", 0.0), ("l2", 2 / 3)])
+def test_one_step_of_l2_takes_four_equal_pixels_half_as_far(attack_norm, share):
+    # Distances from 0.5: 0.07 and 0.06 a pixel, which are 0.14 and 0.12 in l2, and 0.04, which is 0.08.
+    found = probes.fgsm_accuracy(subject(linear(1.0), [0.43, 0.56, 0.46], [0, 1, 0], attack_norm=attack_norm))
+    assert found["accuracy"] == pytest.approx(share)
+
+
+def test_noise_of_l2_crosses_what_noise_of_linf_does_not_reach():
+    # One of four pixels may move by all of 0.3 in l2, or all by 0.15: a mean 0.16 away is reached in l-inf alone.
+    far = [0.34] * 500
+    assert probes.noise(subject(linear(1.0), far, [0] * 500, eps=0.3, attack_norm="l2")) == {"accuracy": 1.0}
+    assert probes.noise(subject(linear(1.0), far, [0] * 500, eps=0.3))["accuracy"] < 1.0
 
 
 def test_noise_within_eps_cannot_cross_a_boundary_farther_away():

@@ -8,7 +8,7 @@ from trainables import strong
 from trainables.norms import BatchNorm2d
 from trainables.resnet import resnet
 
-EPS = 0.1
+RADII = {"linf": 0.1, "l2": 0.2}
 
 
 def linear(n_classes, seed=0):
@@ -19,45 +19,55 @@ def linear(n_classes, seed=0):
     return model
 
 
-def examples(model, n, seed=1):
+def examples(model, n, seed=1, norm="linf"):
     """Images whose balls lie within [0, 1], with the model's own classes, and whether each is robust in closed form:
-    no other class overtakes when every pixel moves by eps against the difference of the two classes' weights."""
+    no other class overtakes when the image goes as far as it may against the difference of the two classes' weights."""
     x = 0.2 + 0.6 * torch.rand(8 * n, 3, 2, 2, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         logits = model(x)
         y = logits.argmax(1)
         weight = model[1].weight
-        margins = logits.gather(1, y[:, None]) - logits - EPS * (weight[y][:, None] - weight).abs().sum(2)
+        dual = torch.linalg.vector_norm(weight[y][:, None] - weight, ord=1 if norm == "linf" else 2, dim=2)
+        margins = logits.gather(1, y[:, None]) - logits - RADII[norm] * dual
         others = torch.ones_like(margins, dtype=torch.bool).scatter(1, y[:, None], False)
         worst = margins.masked_fill(~others, float("inf")).amin(1)
     clear = worst.abs() > 0.05
     return x[clear][:n], y[clear][:n], (worst > 0)[clear][:n]
 
 
-def attacked(model, x, y, eps=EPS):
-    return strong.Attacked(model, x, y, eps, steps=10, seed=0)
+def attacked(model, x, y, eps=None, norm="linf"):
+    return strong.Attacked(model, x, y, eps or RADII[norm], steps=10, seed=0, norm=norm)
 
 
+@pytest.mark.parametrize("norm", sorted(RADII))
 @pytest.mark.parametrize("n_classes", [3, 4])
-def test_autoattack_finds_just_the_examples_of_a_linear_model_that_are_not_robust(n_classes):
+def test_autoattack_finds_just_the_examples_of_a_linear_model_that_are_not_robust(n_classes, norm):
     model = linear(n_classes)
-    x, y, robust = examples(model, 12)
+    x, y, robust = examples(model, 12, norm=norm)
     assert 0 < robust.sum() < len(robust)
-    found = strong.under_autoattack(attacked(model, x, y), strong.WHITE_BOX)
+    found = strong.under_autoattack(attacked(model, x, y, norm=norm), strong.WHITE_BOX)
     assert found.tolist() == robust.tolist()
 
 
-def test_every_attack_agrees_on_a_linear_model():
-    model = linear(4)
-    x, y, robust = examples(model, 16)
+@pytest.mark.parametrize(
+    ("n_classes", "norm", "radii"),
+    [
+        (4, "linf", ["0.05", "0.1", "0.2", "0.4", "0.5"]),
+        # Of more than two, the steepest way up the cross-entropy in l2 is not the shortest one to any class.
+        (2, "l2", ["0.1", "0.2", "0.4", "0.8", "1.732"]),
+    ],
+)
+def test_every_attack_agrees_on_a_linear_model(n_classes, norm, radii):
+    model = linear(n_classes)
+    x, y, robust = examples(model, 16, norm=norm)
     n = 12
-    found = strong.measure(attacked(model, x, y), n)
+    found = strong.measure(attacked(model, x, y, norm=norm), n)
     share = robust[:n].float().mean().item()
     assert found["n"] == n
     assert found["pgd"] == found["converged"] == found["autoattack"] == pytest.approx(share)
     assert found["square_alone"] == 0
     assert found["robust"] == strong.pack(robust)
-    accuracies = [found[f"eps.{eps}"] for eps in ("0.05", "0.1", "0.2", "0.4", "0.5")]
+    accuracies = [found[f"eps.{eps}"] for eps in radii]
     assert accuracies == sorted(accuracies, reverse=True)
     assert accuracies[1] == pytest.approx(share) and accuracies[-1] == 0
 
@@ -105,7 +115,7 @@ def test_a_model_that_normalises_by_the_batch_is_attacked_in_whole_batches(monke
     monkeypatch.setattr(
         strong,
         "autoattack",
-        lambda model, x, y, parts, eps, seed: sizes.append((parts, len(x))) or x,
+        lambda model, x, y, parts, eps, seed, norm: sizes.append((parts, len(x))) or x,
     )
     model = nn.Sequential(BatchNorm2d(1, eval_statistics="batch"), nn.Flatten(), nn.Linear(4, 2))
     x = torch.rand(10, 1, 2, 2, generator=torch.Generator().manual_seed(0))

@@ -14,6 +14,7 @@ from trainables.config import (
     PlateauBatch,
     TrialConfig,
 )
+from trainables.data import to_float
 from trainables.errors import InputError
 from trainables.trial import Diverged, Trial, load_model
 
@@ -139,6 +140,45 @@ def test_attacking_the_initial_weights_judges_the_same_images_after_every_epoch(
     with torch.no_grad():
         right = (trial.model.eval()(crafted).argmax(1) == digits.validation.labels[:20]).float().mean().item()
     assert trial.curve[-1]["adversarial_accuracy"] == pytest.approx(right)
+
+
+def test_the_evaluations_norm_is_not_the_trainings(digits):
+    config = CONFIG.model_copy(update={"training": "pgd", "pgd_steps": 1, "eps": 0.05, "epochs": 1})
+    trials = [
+        Trial(
+            config.model_copy(update={"attack_norm": trained}),
+            digits,
+            EvalConfig(attack_norm=judged, eps=0.3, attack_steps=3, examples=100, probes=("fgsm",)),
+            CPU,
+        )
+        for trained in ("linf", "l2")
+        for judged in ("linf", "l2")
+    ]
+    rows = [trial.train_epoch() for trial in trials]
+    losses = [row["train_loss"] for row in rows]
+    assert losses[0] == losses[1] != losses[2] == losses[3]
+    for linf, l2 in (rows[:2], rows[2:]):  # the ball of l-inf contains that of l2
+        assert linf["adversarial_accuracy"] < l2["adversarial_accuracy"]
+        assert linf["fgsm.accuracy"] < l2["fgsm.accuracy"]
+
+
+def test_images_against_the_initial_weights_lie_in_the_ball_of_each_norm(digits):
+    initial = {"attack_norm": "l2", "eps": 0.7, "attacked_weights": "initial", "examples": 20, "curve_examples": 20}
+    config = CONFIG.model_copy(update={"training": "static", "attack_norm": "l2", "eps": 0.4, "epochs": 1})
+    trial = train(Trial(config, digits, EvalConfig(**initial), CPU))
+    for crafted, split, eps in [(trial.attacked[True], digits.validation, 0.7), (None, digits.train, 0.4)]:
+        images = to_float(split.images)
+        crafted = trial.training_images[0].images if crafted is None else crafted
+        lengths = (crafted - images[: len(crafted)]).flatten(1).norm(dim=1)
+        assert lengths.max() <= eps * (1 + 1e-5) and lengths.mean() > 0.5 * eps
+
+
+def test_a_checkpoint_written_before_a_field_was_added_loads(digits):
+    trial = Trial(CONFIG, digits, EVALUATION, CPU)
+    state = trial.state_dict() | {"config": CONFIG.model_dump_json(exclude={"attack_norm"})}
+    trial.load_state_dict(state)
+    with pytest.raises(ValueError, match="another trial"):
+        Trial(CONFIG.model_copy(update={"attack_norm": "l2"}), digits, EVALUATION, CPU).load_state_dict(state)
 
 
 def test_probes_join_the_last_row_and_change_nothing_else(digits):
