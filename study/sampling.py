@@ -22,7 +22,7 @@ from study.forecast import Forecast
 from study.front import hypervolume, non_dominated
 from study.stopping import RunningTrial, accuracies, final_accuracy
 from trainables.batch_schedules import batch_sizes
-from trainables.config import BATCH_KINDS, LrSchedule, Norm, Training, TrialConfig
+from trainables.config import BATCH_KINDS, AttackNorm, LrSchedule, Norm, Precision, Training, TrialConfig
 from trainables.errors import InputError
 
 N_POOL = 256  # random candidates kept from proposal to proposal
@@ -103,8 +103,23 @@ class Draw:
         return value
 
 
-def features(config: TrialConfig, seconds: float) -> np.ndarray:
-    """A configuration as the numbers that the models see; sizes, rates and seconds by their logarithm."""
+# What few spaces vary, as numbers: a column that is the same for all would only keep trees from those that are not.
+SELDOM: dict[str, Callable[[TrialConfig], float]] = {
+    "eps": lambda config: config.eps,
+    "step_size": lambda config: config.step_size or 0.0,
+    "attack_norm": lambda config: get_args(AttackNorm).index(config.attack_norm),
+    "precision": lambda config: get_args(Precision).index(config.precision),
+}
+
+
+def features(config: TrialConfig, seconds: float, also: Iterable[str] = ()) -> np.ndarray:
+    """A configuration as the numbers that the models see; sizes, rates and seconds by their logarithm.
+
+    Args:
+        config: The configuration.
+        seconds: That its training takes.
+        also: Those of `SELDOM` that the space varies.
+    """
     schedule = config.batch_size_schedule
     sizes = batch_sizes(schedule, config.epochs)
     n_attack_steps = {"natural": 0, "fgsm": 1, "free": config.free_replays}.get(config.training, config.pgd_steps)
@@ -125,6 +140,7 @@ def features(config: TrialConfig, seconds: float) -> np.ndarray:
         config.eval_statistics == "batch",
         n_attack_steps,
         config.trades_beta * (config.training == "trades"),
+        *(SELDOM[field](config) for field in also),
     ]
     chosen = [
         (config.norm, get_args(Norm)),
@@ -229,6 +245,7 @@ class FrontSampler(BaseSampler):
         self.fallback = RandomSampler(seed)
         self.expected_seconds: Seconds = lambda config: None
         self.pool: list[Candidate] = []
+        self.also: list[str] | None = None  # of `SELDOM`, what the space varies; None before it was drawn from
         self.model: AccuracyModel | None = None
         self.n_fitted = 0
         self.seen: dict[tuple[bool, int], np.ndarray] = {}  # features by whether it is an earlier study's, and number
@@ -324,7 +341,7 @@ class FrontSampler(BaseSampler):
         config, curve, expected = running.config, running.accuracies, self.expected_seconds(running.config)
         if running.label or self.rate is None or expected is None or not self._can_forecast(trials):
             return None
-        mean, deviation = self.forecast.final(features(config, expected), curve, running.fraction)
+        mean, deviation = self.forecast.final(features(config, expected, self.also), curve, running.fraction)
         front = np.array([trial.values for trial in trials if trial.state is TrialState.COMPLETE])
         front = front[non_dominated(front)]
         slowest = max(self.slowest, BEYOND * running.final_seconds)
@@ -354,6 +371,9 @@ class FrontSampler(BaseSampler):
         """The pool, partly renewed, and neighbours of front members."""
         self.pool = self.pool[N_FRESH:]
         self.pool += [self._draw() for _ in range(N_POOL - len(self.pool))]
+        if self.also is None:
+            values = {field: {number(candidate.config) for candidate in self.pool} for field, number in SELDOM.items()}
+            self.also = [field for field in SELDOM if len(values[field]) > 1]
         on_front = non_dominated([trial.values for trial in complete])
         members = [trial.params for trial, keep in zip(complete, on_front, strict=True) if keep]
         near = [self._draw(members[i]) for i in self.generator.integers(len(members), size=N_NEAR)] if members else []
@@ -362,7 +382,7 @@ class FrontSampler(BaseSampler):
             if candidate.seconds is None:
                 candidate.seconds = self.expected_seconds(candidate.config)
                 if candidate.seconds is not None:
-                    candidate.x = features(candidate.config, candidate.seconds)
+                    candidate.x = features(candidate.config, candidate.seconds, self.also)
         return candidates
 
     def _untried(self, candidates: list[Candidate], trials: Sequence[FrozenTrial]) -> list[Candidate]:
@@ -399,8 +419,8 @@ class FrontSampler(BaseSampler):
             config = TrialConfig(**trial.user_attrs["config"])
             seconds = self.expected_seconds(config)
             if seconds is None:
-                return features(config, trial.values[1] if trial.values else 1.0)
-            self.seen[key] = features(config, seconds)
+                return features(config, trial.values[1] if trial.values else 1.0, self.also)
+            self.seen[key] = features(config, seconds, self.also)
         return self.seen[key]
 
     def _pace(self, complete: Sequence[FrozenTrial]) -> float:

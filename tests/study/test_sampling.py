@@ -22,6 +22,7 @@ from study.sampling import (
 from study.settings import StudySettings
 from study.stopping import RunningTrial
 from study.storage import DIRECTIONS
+from trainables.config import trial_config
 from trainables.errors import InputError
 
 FRONT = np.array([[0.3, 2.0], [0.5, 5.0], [0.45, 6.0], [0.8, 20.0]])  # the third is dominated
@@ -236,6 +237,50 @@ def test_after_the_start_the_accurate_and_quick_are_proposed():
     study = study_of(front_sampler(), n=40, accuracy=accuracy)
     late = [trial.params["training"] for trial in study.trials[25:]]
     assert late.count("free") > len(late) / 2  # one in six at random
+
+
+@pytest.mark.parametrize(
+    ("field", "suggest", "is_good"),
+    [
+        ("eps", lambda trial: trial.suggest_float("eps", 0.0, 0.1), lambda value: 0.04 < value < 0.06),
+        ("step_size", lambda trial: trial.suggest_float("step_size", 0.001, 0.1, log=True), lambda value: value > 0.05),
+        (
+            "attack_norm",
+            lambda trial: trial.suggest_categorical("attack_norm", ["linf", "l2"]),
+            lambda value: value == "l2",
+        ),
+        (
+            "precision",
+            lambda trial: trial.suggest_categorical("precision", ["tf32", "bf16"]),
+            lambda value: value == "bf16",
+        ),
+    ],
+)
+def test_what_few_spaces_vary_is_learned_too(field, suggest, is_good):
+    def configured(trial):
+        suggest(trial)
+        trial.suggest_categorical("weight_decay", [1e-4, 2e-4, 3e-4, 4e-4])  # so that there is always something untried
+        return trial_config({"training": "pgd"} | trial.params)
+
+    sampler = FrontSampler(configured, lambda study: lambda config: 10.0, seed=0)
+    study = optuna.create_study(directions=DIRECTIONS, sampler=sampler)
+    chosen = []
+    for _ in range(40):
+        trial = study.ask()
+        config = configured(trial)
+        trial.set_user_attr("config", config.model_dump(mode="json"))
+        study.tell(trial, [0.8 if is_good(getattr(config, field)) else 0.1, 10.0])
+        chosen.append(getattr(config, field))
+    assert sampler.also == [field]
+    late = chosen[sampler.n_startup :]
+    assert sum(map(is_good, late)) > 0.75 * len(late)  # a tenth to a half at random
+
+
+def test_spaces_here_vary_none_of_it():
+    for name in spaces.names():
+        sampler = FrontSampler(partial(spaces.configure, spaces.load(name), SETTINGS), lambda study: seconds_of, seed=0)
+        study_of(sampler).ask()
+        assert sampler.also == []
 
 
 def test_a_running_trial_lowers_what_its_double_would_add():
