@@ -7,7 +7,7 @@ LR 0.1 and momentum 0.9. Beside them stand the quicker recipes in the form that 
 Kolter 2020, arXiv:2001.03994, and Zhang et al. 2019, arXiv:1901.08573 (TRADES), give them.
 Trainings are 10 to 50 epochs long, so that a study fits on one GPU.
 
-Training uses the radius that the study attacks with, `--eps`.
+Training uses the norm and the radius that the study attacks with, `--attack-norm` and `--eps`.
 """
 
 import optuna

@@ -3,8 +3,8 @@
 Brings together the methods of four papers, each with its proposal among the starting points:
 Sasongko et al. 2021 (doi:10.21609/jiki.v14i1.907), Kamath et al. 2020 (arXiv:2006.11604), Awais et
 al. 2020 (arXiv:2006.11007) and Nikfam et al. 2022 (arXiv:2210.06888). Trainings are 10 to 60 epochs
-long, fewer than the papers', so that a study fits on one GPU. Adversarial training uses the radius
-that the study attacks with, `--eps`, and each recipe's own step size.
+long, fewer than the papers', so that a study fits on one GPU. Adversarial training uses the norm
+and the radius that the study attacks with, `--attack-norm` and `--eps`, and each recipe's own step size.
 """
 
 import optuna
