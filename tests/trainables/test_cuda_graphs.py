@@ -197,6 +197,9 @@ CONFIGS = {
     "fgsm": {"training": "fgsm", "eps": 0.1},
     "trades": {"training": "trades", "pgd_steps": 2, "eps": 0.1},
     "static": {"training": "static", "pgd_steps": 2, "eps": 0.1},
+    "pgd, l2": {"training": "pgd", "pgd_steps": 2, "eps": 0.5, "attack_norm": "l2"},
+    "trades, l2": {"training": "trades", "pgd_steps": 2, "eps": 0.5, "attack_norm": "l2"},
+    "free, l2": {"training": "free", "free_replays": 2, "eps": 0.5, "attack_norm": "l2"},
     "free, there and back": {
         "training": "free",
         "free_replays": 2,
@@ -331,12 +334,12 @@ def test_a_tensor_of_the_host_is_noticed():
 
 @pytest.mark.parametrize("norm", ["batchnorm", "robustnorm", "groupnorm", "fixup"])
 @pytest.mark.parametrize("training", sorted(adversarial.RECIPES))
-def test_a_step_touches_one_device_only_and_reads_no_value(training, norm, monkeypatch):
+@pytest.mark.parametrize("attack_norm", ["linf", "l2"])
+def test_a_step_touches_one_device_only_and_reads_no_value(attack_norm, training, norm, monkeypatch):
     meta = torch.device("meta")  # tensors without values: whoever asks for one gets an error
     monkeypatch.setattr(SGD, "step", lambda self, skip: None)  # has no meta kernel
-    config = CONFIG.model_copy(
-        update={"training": training, "pgd_steps": 2, "batch_size_schedule": ConstantBatch(size=4)}
-    )
+    attack = {"attack_norm": attack_norm, "pgd_steps": 2}
+    config = CONFIG.model_copy(update=attack | {"training": training, "batch_size_schedule": ConstantBatch(size=4)})
     with meta:
         model = resnet(8, 10, 3, norm)
     optimizer = SGD(model, momentum=0.9, nesterov=False, weight_decay=0.0)
@@ -348,11 +351,12 @@ def test_a_step_touches_one_device_only_and_reads_no_value(training, norm, monke
         trainer._step(4)
 
 
-def test_an_attack_iteration_touches_one_device_only_and_reads_no_value():
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_attack_iteration_touches_one_device_only_and_reads_no_value(norm):
     meta = torch.device("meta")
     with meta:
         model = resnet(8, 10, 3, "batchnorm").eval()
-    attack = ContinuousPgd(model, (3, 8, 8), 20, Graphs(meta), eps=0.1, steps=3, batch_size=8)
+    attack = ContinuousPgd(model, (3, 8, 8), 20, Graphs(meta), eps=0.1, steps=3, norm=norm, batch_size=8)
     with OneDevice():
         attack._iterate()
 
