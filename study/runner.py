@@ -17,6 +17,7 @@ import ray
 import yaml
 from optuna.exceptions import StorageInternalError
 from ray import tune
+from ray._private import ray_constants
 from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
@@ -79,8 +80,26 @@ def cluster(settings: StudySettings) -> Iterator[dict[str, float]]:
     with mps() if shares_gpu else nullcontext("") as refusal:
         if refusal:
             logger.warning("trials share a GPU without MPS: %s", refusal)
-        with started_ray(settings, local):
+        with on_loopback() if local else nullcontext(), started_ray(settings, local):
             yield sufficient_resources(settings)
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Ray's processes that are started inside listen on the loopback alone, as they do anyway on macOS and Windows.
+
+    Ray reads the variable when it is imported, its processes when they start. One that the user has set holds.
+    """
+    variable, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    if variable in os.environ:
+        yield
+        return
+    os.environ[variable], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        del os.environ[variable]
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager
