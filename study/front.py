@@ -44,10 +44,10 @@ def hypervolume(points: ArrayLike, reference: tuple[float, float]) -> float:
         points: (n, 2), adversarial accuracy and training seconds.
         reference: The worst accuracy and seconds that count; points beyond add nothing.
     """
-    array = _points(points)
+    array, (worst,) = _points(points), _points([reference])
     if not len(array):
         return 0.0
-    return float(moocore.hypervolume(array, ref=list(reference), maximise=MAXIMISE))
+    return float(moocore.hypervolume(array, ref=worst, maximise=MAXIMISE))
 
 
 def knee(points: ArrayLike) -> int:
@@ -70,7 +70,7 @@ def knee(points: ArrayLike) -> int:
     if len(np.unique(array[members], axis=0)) < 3:
         return int(members[np.argmax(accuracy)])
     gain = (accuracy - accuracy.min()) / np.ptp(accuracy)
-    cost = (seconds - seconds.min()) / np.ptp(seconds)
+    cost = (seconds - seconds.min()) / (np.ptp(seconds) or 1.0)
     above = gain - cost
     return int(members[np.argmax(above if above.max() > ABOVE else accuracy)])
 

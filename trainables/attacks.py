@@ -23,14 +23,14 @@ class Ball(NamedTuple):
 
     steepest: Callable[[Tensor], Tensor]  # gradient -> direction of length one
     clip: Callable[[Tensor, float], Tensor]  # perturbation, eps -> nearest one within eps
-    sample: Callable[[Tensor, float, torch.Generator], Tensor]  # like this, eps -> uniform within eps
+    sample: Callable[[Tensor, float, torch.Generator | None], Tensor]  # like this, eps -> uniform within eps
 
 
 def linf_clip(delta: Tensor, eps: float) -> Tensor:
     return delta.clamp(-eps, eps)
 
 
-def linf_sample(like: Tensor, eps: float, generator: torch.Generator) -> Tensor:
+def linf_sample(like: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
     return torch.empty_like(like).uniform_(-eps, eps, generator=generator)
 
 
@@ -44,7 +44,7 @@ def l2_clip(delta: Tensor, eps: float) -> Tensor:
     return delta * (eps / l2_length(delta).clamp_min(TINY)).clamp_max(1)
 
 
-def l2_sample(like: Tensor, eps: float, generator: torch.Generator) -> Tensor:
+def l2_sample(like: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
     """A normal direction, and a radius whose power of the dimension is uniform."""
     direction = torch.empty_like(like).normal_(generator=generator)
     radius = torch.rand(len(like), 1, 1, 1, generator=generator, device=like.device) ** (1 / like[0].numel())
@@ -92,8 +92,11 @@ def project(delta: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
 
 def random_start(x: Tensor, eps: float, norm: str, generator: torch.Generator | None) -> Tensor:
     """A perturbation drawn uniformly within `eps`, then projected; none without a generator."""
-    if generator is None:
-        return torch.zeros_like(x)
+    return torch.zeros_like(x) if generator is None else uniform_start(x, eps, norm, generator)
+
+
+def uniform_start(x: Tensor, eps: float, norm: str, generator: torch.Generator | None) -> Tensor:
+    """A perturbation drawn uniformly within `eps`, then projected; None: by torch's global generator."""
     return project(ball(norm).sample(x, eps, generator), x, eps, norm)
 
 
@@ -200,7 +203,8 @@ def pgd(
         step_size: In pixel units; None: 2.5·eps/steps.
         norm: `linf` or `l2`.
         restarts: Starts to try.
-        generator: On the device of `x`; draws each start uniformly. None starts at `x`.
+        generator: On the device of `x`; draws each start uniformly. None starts at `x`, and draws those after the
+            first by torch's global generator.
         drop_fooled: An example stops at the first iterate that fools the model, and the others go on in a smaller
             batch. Same robust examples for less work, but data-dependent shapes.
 
@@ -208,16 +212,14 @@ def pgd(
         (N, C, H, W), in [0, 1] and within `eps` of `x`.
 
     Raises:
-        ValueError: If an argument is out of range, if there are restarts but no generator to make them differ, or if
-            fooled examples shall be dropped from a batch on which the others' logits depend.
+        ValueError: If an argument is out of range, or if fooled examples shall be dropped from a batch on which the
+            others' logits depend.
 
     Source: Madry et al. 2018, arXiv:1706.06083.
     """
     require_ball(eps, norm)
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps {steps} and restarts {restarts} given; accepted: at least 1")
-    if restarts > 1 and generator is None:
-        raise ValueError(f"restarts {restarts} given without a generator; accepted: 1, or a generator")
     if drop_fooled and (model.training or uses_batch_statistics(model)):
         raise ValueError(
             "drop_fooled given for a model that normalises by the batch; accepted: population statistics in eval mode"
@@ -227,8 +229,10 @@ def pgd(
     rule = partial(ascend, eps=eps, step_size=step_size, norm=norm)
     search = until_fooled if drop_fooled else every_iterate
     found = Found(x, torch.zeros_like(y, dtype=torch.bool))
-    for _ in range(restarts):
-        found = search(model, x, y, random_start(x, eps, norm, generator), rule, steps, found)
+    for restart in range(restarts):
+        drawn = restart > 0 or generator is not None
+        start = uniform_start(x, eps, norm, generator) if drawn else torch.zeros_like(x)
+        found = search(model, x, y, start, rule, steps, found)
     return found.images
 
 
@@ -446,6 +450,11 @@ def is_correct(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def fraction(mask: Tensor) -> float:
+    """Raises:
+    ValueError: If there are no examples.
+    """
+    if not len(mask):
+        raise ValueError("no examples given; accepted: at least one")
     return mask.sum().item() / len(mask)
 
 
@@ -462,6 +471,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def require_ball(eps: float, norm: str) -> None:
-    if eps < 0:
+    if not eps >= 0:  # as neither is nan
         raise ValueError(f"eps {eps} given; accepted: at least 0")
     ball(norm)

@@ -14,12 +14,12 @@ from trainables.config import (
 )
 
 
-def constant(schedule: ConstantBatch, epochs: int, accuracies: Sequence[float]) -> list[int]:
+def constant(schedule: ConstantBatch, epochs: int, accuracies: Sequence[float] = ()) -> list[int]:
     """The same size throughout."""
     return [schedule.size] * epochs
 
 
-def geometric(schedule: GeometricBatch, epochs: int, accuracies: Sequence[float]) -> list[int]:
+def geometric(schedule: GeometricBatch, epochs: int, accuracies: Sequence[float] = ()) -> list[int]:
     """first, first·factor, ... up to last, in equal stages.
 
     Stages that cannot be equal differ by one epoch. With fewer epochs than stages, some sizes are
@@ -35,18 +35,18 @@ def geometric(schedule: GeometricBatch, epochs: int, accuracies: Sequence[float]
     return [sizes[epoch * (len(sizes) - 1) // max(epochs - 1, 1)] for epoch in range(epochs)]
 
 
-def linear(schedule: LinearBatch, epochs: int, accuracies: Sequence[float]) -> list[int]:
+def linear(schedule: LinearBatch, epochs: int, accuracies: Sequence[float] = ()) -> list[int]:
     """Equal growth each epoch, rounded; a single epoch has the first size."""
     growth = (schedule.last - schedule.first) / max(epochs - 1, 1)
     return [round(schedule.first + growth * epoch) for epoch in range(epochs)]
 
 
-def milestones(schedule: MilestoneBatch, epochs: int, accuracies: Sequence[float]) -> list[int]:
+def milestones(schedule: MilestoneBatch, epochs: int, accuracies: Sequence[float] = ()) -> list[int]:
     """The next size from each milestone epoch (0-based) on."""
     return [schedule.sizes[bisect.bisect_right(schedule.milestones, epoch)] for epoch in range(epochs)]
 
 
-def plateau(schedule: PlateauBatch, epochs: int, accuracies: Sequence[float]) -> list[int]:
+def plateau(schedule: PlateauBatch, epochs: int, accuracies: Sequence[float] = ()) -> list[int]:
     """Growth by `factor` after each `patience` epochs without a rise of more than `min_gain` above the best so far.
 
     Epochs after the one that follows the last known accuracy repeat its size.

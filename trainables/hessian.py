@@ -34,8 +34,9 @@ def dominant_eigenvalues(
     Args:
         model: Images to logits.
         loss: Logits and labels to the batch's mean loss, e.g. `F.cross_entropy`.
-        data: Batches, on the model's device; a batch counts by its size. All are kept for the duration of the call.
-        k: How many, from 1 to one fewer than there are parameters.
+        data: Batches, on the model's device, or a single one; a batch counts by its size. All are kept for the
+            duration of the call.
+        k: How many, from 1 to as many as there are parameters.
         iterations: Restarts of Lanczos at most; each takes up to max(k + 1, 20 - k) passes over `data`.
         tolerance: Residual |Hv - λv| relative to |λ| of a unit eigenvector v, at which λ has converged;
             λ itself is then more accurate. Below 1e-6 single precision doesn't get there.
@@ -53,9 +54,11 @@ def dominant_eigenvalues(
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     n = sum(parameter.numel() for parameter in parameters)
-    if not 1 <= k < n:
-        raise ValueError(f"k {k} given; accepted: 1 to {n - 1}, fewer than there are parameters")
+    if not 1 <= k <= n:
+        raise ValueError(f"k {k} given; accepted: 1 to {n}, as many as there are parameters")
     batches = list(data)
+    if batches and isinstance(batches[0], Tensor):
+        batches = [(batches[0], batches[1])]
     if not batches:
         raise ValueError("data: no batch given; accepted: at least one")
     device = generator.device if generator is not None else None
@@ -68,6 +71,9 @@ def dominant_eigenvalues(
     first = product(start)
     if not np.isfinite(first).all():
         raise RuntimeError("the Hessian is not finite; accepted: weights and images with a finite loss")
+    if k == n:  # Lanczos finds fewer than all; as many products are the whole matrix
+        found = np.linalg.eigvalsh(np.stack([product(axis) for axis in np.eye(n)]))
+        return parameters[0].new_tensor(sorted(found, key=abs, reverse=True))
     if not first.any():  # no Hessian but zero maps a random vector to zero, and ARPACK refuses that one
         return parameters[0].new_zeros(k)
     hessian = LinearOperator((n, n), matvec=product, dtype=np.float64)

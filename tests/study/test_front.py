@@ -60,6 +60,16 @@ def test_where_no_member_lies_above_the_line_the_most_accurate_stands_for_the_kn
     assert non_dominated(points)[knee(points)]
 
 
+def test_knee_of_members_that_are_equally_quick_is_the_most_accurate():
+    with np.errstate(all="raise"):
+        assert knee([(0.1, 1e-12), (0.4, 2e-12), (0.6, 3e-12)]) == 2
+
+
+def test_a_reference_that_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        hypervolume([(0.5, 1.0)], (float("nan"), 2.0))
+
+
 def test_knee_survives_a_front_of_equal_points():
     assert knee([(0.5, 1.0)] * 4) in range(4)
 

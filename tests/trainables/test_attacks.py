@@ -223,6 +223,19 @@ def test_restarts_count_together(convnet, held_out):
     assert torch.equal(convnet(images).argmax(1) == y, robust)
 
 
+def test_restarts_without_a_generator_begin_at_the_image_and_then_anywhere(convnet, held_out):
+    x, y = held_out[0][:64], held_out[1][:64]
+    settings = {"eps": 0.1, "steps": 1, "step_size": 0.0}  # looks at the starts alone
+    starts = []
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        starts += [pgd(convnet, x, y, restarts=2, **settings) for _ in range(2)]
+        torch.manual_seed(7)
+        starts += [pgd(convnet, x, y, restarts=2, **settings)]
+    assert torch.equal(starts[0], starts[2]) and not torch.equal(starts[0], starts[1])
+    assert torch.equal(pgd(convnet, x, y, **settings), x)
+
+
 @pytest.mark.parametrize(("name", "norm", "radii"), [("PGD", "linf", (0.05, 0.08, 0.12)), ("PGDL2", "l2", (0.3, 0.6))])
 def test_robust_set_lies_within_torchattacks_and_is_at_most_a_point_smaller(name, norm, radii, convnet, held_out):
     torchattacks = pytest.importorskip("torchattacks")
@@ -328,10 +341,11 @@ def test_mistaken_arguments_are_refused():
     for attack in (fgsm, pgd):
         with pytest.raises(ValueError, match=r"'l1'.*l2.*linf"):
             attack(model, x, y, eps=0.1, norm="l1")
-        with pytest.raises(ValueError, match="eps -0.1 given"):
-            attack(model, x, y, eps=-0.1)
-    with pytest.raises(ValueError, match="restarts 2 given without a generator"):
-        pgd(model, x, y, eps=0.1, restarts=2)
+        for eps in (-0.1, float("nan")):
+            with pytest.raises(ValueError, match=f"eps {eps} given"):
+                attack(model, x, y, eps=eps)
+    with pytest.raises(ValueError, match="no examples given"):
+        robust_accuracy(model, x[:0], y[:0], pgd, 2)
     with pytest.raises(ValueError, match="steps 0"):
         pgd(model, x, y, eps=0.1, steps=0)
     for whole in (linear_model().train(), nn.Sequential(BatchNorm2d(3, "batch"), linear_model()).eval()):

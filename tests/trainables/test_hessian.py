@@ -64,6 +64,17 @@ def test_eigenvalues_equal_those_of_the_explicit_hessian():
         torch.testing.assert_close(found, expected[:k], rtol=1e-9, atol=0)
 
 
+def test_all_eigenvalues_and_a_single_batch():
+    network, (x, y) = small_network(), examples()
+    found = dominant_eigenvalues(network, F.cross_entropy, (x, y), 43)
+    torch.testing.assert_close(found, explicit_eigenvalues(network, x, y), rtol=1e-6, atol=1e-9)
+    two = dominant_eigenvalues(network, F.cross_entropy, [x[:2], y[:2]], 2, generator=seeded())
+    torch.testing.assert_close(two, explicit_eigenvalues(network, x[:2], y[:2])[:2], rtol=1e-4, atol=0)
+    line = nn.Linear(1, 1, bias=False)  # half of the second derivative of mean (wx - y)²: the mean of x²
+    found = dominant_eigenvalues(line, F.mse_loss, [(torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))], 1)
+    assert found.tolist() == pytest.approx([10.0])
+
+
 def test_a_negative_eigenvalue_counts_by_its_modulus():
     network = nn.Linear(3, 1, bias=False).double()
 
@@ -152,8 +163,8 @@ def test_same_generator_same_eigenvalues(trained):
 
 def test_a_wrong_count_names_what_is_accepted():
     network, batch = nn.Linear(2, 2), (torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))
-    for k in (0, 6):
-        with pytest.raises(ValueError, match="1 to 5"):
+    for k in (0, 7):
+        with pytest.raises(ValueError, match="1 to 6"):
             dominant_eigenvalues(network, F.cross_entropy, [batch], k)
     with pytest.raises(ValueError, match="no batch"):
         dominant_eigenvalues(network, F.cross_entropy, [], 1)
