@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -28,6 +29,15 @@ class Fraction(click.ParamType):
             self.fail(f"{value!r} is not a number like 0.1 or 8/255", param, ctx)
 
 
+class Folder(click.ParamType):
+    """A path whose `~` the shell has left as it was, as in `--results-dir=~/results`; a URI as it is."""
+
+    name = "path"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return os.path.expanduser(str(value))
+
+
 def configure_logging(ctx: click.Context, param: click.Parameter, value: str) -> None:
     logging.basicConfig(level=value.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
 
@@ -48,7 +58,9 @@ def of_a_study(command: Callable) -> Callable:
     for add in (
         log_level,
         click.option("--storage", "url", metavar="URL", help="Optuna storage. [default: SQLite in the results]"),
-        click.option("--results-dir", default="results", show_default=True, help="Folder of results/<name>/."),
+        click.option(
+            "--results-dir", type=Folder(), default="results", show_default=True, help="Folder of results/<name>/."
+        ),
         click.argument("name"),
     ):
         command = add(command)

@@ -33,6 +33,10 @@ from trainables.stores import Unreachable
 NOT_STORED = {"storage", "address", "results_dir", "timeout"}
 MAX_SPACE_TEXT = 60_000  # bytes of JSON; some databases hold 65,535 in a text
 N_REASONS = 3  # that are named where no trial completed
+PASSWORD_SEEN = (
+    "the URL holds a password, which whoever lists this machine's processes, or a cluster's jobs, can read; "
+    "safer: a URL without, and PGPASSWORD or ~/.pgpass"
+)
 PLAIN_WIDTH = 120  # columns where stdout is no terminal
 
 
@@ -63,6 +67,8 @@ def carry_out(
 ) -> int:
     """What every kind of study has in common, under the lock of its folder; returns the exit status.
 
+    That is 130 after Ctrl-C, and 1 where all trials have ended and none completed.
+
     Args:
         settings: Of the study.
         prepare: Opens the study, with all that is to be handed out first.
@@ -74,6 +80,8 @@ def carry_out(
     """
     # Without markup: labels and paths may have brackets.
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PLAIN_WIDTH, markup=False)
+    if settings.storage and storage.has_password(settings.storage):
+        print(f"storage: {PASSWORD_SEEN}", file=sys.stderr)
     with ExitStack() as stack:
         begun = settings.folder.exists()
         if begun:
@@ -96,7 +104,8 @@ def carry_out(
                 ending = runner.run(study, configure, settings, resources, progress, objective)
                 study.set_user_attr("ending", ending)
         finish(study, settings, console, ending)
-    return 130 if ending == "interrupted" else 0
+        nothing = ending == "finished" and not any(map(is_complete, study.get_trials(deepcopy=False)))
+    return 130 if ending == "interrupted" else int(nothing)
 
 
 def make_folder(settings: StudySettings) -> None:
@@ -180,11 +189,9 @@ def command_line(settings: StudySettings, *words: str) -> str:
     `recommend` reads alone and runs on no cluster.
     """
     given = ["python", "-m", f"study.{words[0]}", *words[1:]]
-    if settings.results_dir != StudySettings.model_fields["results_dir"].default:
-        given += ["--results-dir", settings.results_dir]
     if settings.address and words[0] != "recommend":
         given += ["--address", settings.address]
-    return shlex.join(given) + (" --storage URL" if settings.storage else "")
+    return shlex.join(given) + storage.location(settings.results_dir, settings.storage)
 
 
 def say_end(

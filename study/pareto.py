@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import click
 import optuna
@@ -20,6 +21,7 @@ from study import cli, spaces, storage
 from study.settings import ADDED_LATER, RUN_SETTINGS, StudySettings, from_layers, normalised
 from study.spaces import Space
 from trainables import stores
+from trainables.config import AttackNorm
 from trainables.errors import InputError
 
 MIN_FREE_BYTES = 100_000_000  # a few checkpoints and logs
@@ -33,7 +35,11 @@ MEASURED_UNDER = ("dataset", "attack_norm", "eps", "attack_steps")
 @click.option("--trials", type=int, help="Finished trials in all; may be raised later. [quickstart: 16]")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Stop after this long; the same command goes on.")
 @click.option("--dataset", help="digits, cifar10, cifar100, svhn or imagefolder. [quickstart: digits]")
-@click.option("--data-dir", help="Where the images are, or are downloaded to; imagefolder: has train/ and test/.")
+@click.option(
+    "--data-dir",
+    type=cli.Folder(),
+    help="Where the images are, or are downloaded to; imagefolder: has train/ and test/.",
+)
 @click.option("--depth", type=int, help="Layers of the residual network, 6n+2. [quickstart: 56]")
 @click.option("--attack-norm", help="linf or l2: of the attack, and of adversarial training. [default: linf]")
 @click.option("--eps", type=cli.Fraction(), help="Radius of the attack in pixel units, e.g. 8/255. [quickstart: 0.1]")
@@ -68,9 +74,12 @@ MEASURED_UNDER = ("dataset", "attack_norm", "eps", "attack_steps")
 @click.option("--gpus-per-trial", type=float, help="May be a fraction. [default: 1 where Ray has GPUs, else 0]")
 @click.option("--concurrent", type=int, help="Trials at once. [default: as many as fit]")
 @click.option("--storage", metavar="URL", help="Optuna storage, e.g. postgresql://… [default: SQLite in the results]")
-@click.option("--results-dir", help="Folder of results/<name>/. [default: results]")
+@click.option("--results-dir", type=cli.Folder(), help="Folder of results/<name>/. [default: results]")
 @click.option(
-    "--storage-path", metavar="PLACE", help="Checkpoints on a cluster: a folder all hosts share, or s3://bucket/folder."
+    "--storage-path",
+    type=cli.Folder(),
+    metavar="PLACE",
+    help="Checkpoints on a cluster: a folder all hosts share, or s3://bucket/folder.",
 )
 @click.option("--address", help="A running Ray cluster, e.g. auto or ray-head:6379. [default: Ray on this machine]")
 @cli.log_level
@@ -89,15 +98,26 @@ def resolve(given: dict[str, object]) -> tuple[StudySettings, Space]:
     given = {"name": re.sub(r"[^A-Za-z0-9._-]+", "-", space.path.stem)} | given
     if str(given.get("space", "")).endswith(".py"):
         given["space"] = os.path.abspath(str(given["space"]))  # the study may go on from another working directory
-    stored = stored_settings(from_layers(given, None, space.defaults), given)
+    unsure = {option: value for option, value in given.items() if option not in ("attack_norm", "eps")}
+    stored = stored_settings(from_layers(unsure, None, space.defaults), given)
     refuse_another_kind("search", given["name"], stored)
     if stored is not None and "space" not in given:
         space = spaces.load(str(stored["space"]))
-    settings = from_layers(given, stored, space.defaults)
-    own = space.defaults.get("attack_norm", StudySettings.model_fields["attack_norm"].default)
-    if stored is None and settings.attack_norm != own and "eps" not in given:
-        raise InputError(f"eps: nothing given with attack_norm {settings.attack_norm!r}; accepted: its radius, --eps")
-    return with_known_start(settings, "warm_start" in given), space
+    if stored is None and "eps" not in given:
+        require_own_radius(given, space)
+    return with_known_start(from_layers(given, stored, space.defaults), "warm_start" in given), space
+
+
+def require_own_radius(given: Mapping[str, object], space: Space) -> None:
+    """Raises:
+    InputError: If neither the space nor the project has a radius for the norm that a new study attacks in.
+    """
+    default = StudySettings.model_fields["attack_norm"].default
+    own = space.defaults.get("attack_norm", default)
+    norm = given.get("attack_norm", own)
+    known = norm == own if "eps" in space.defaults else norm == default
+    if norm in get_args(AttackNorm) and not known:
+        raise InputError(f"eps: nothing given with attack_norm {norm!r}; accepted: its radius, --eps")
 
 
 def with_known_start(settings: StudySettings, was_given: bool) -> StudySettings:
@@ -185,7 +205,7 @@ def made_with(folder: Path, study: optuna.Study) -> bool:
     except (OSError, ValueError, KeyError):
         return False
     may_differ = RUN_SETTINGS | {"objective"} | ({"data_dir"} if images else set())  # named or decided, it is the same
-    known, meant = normalised(written), normalised(stored)
+    known, meant = ADDED_LATER | normalised(written), normalised(stored)
     same = all(known.get(field) == value for field, value in meant.items() if field not in may_differ)
     return same and content.get("images") == images
 

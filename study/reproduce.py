@@ -37,7 +37,11 @@ PAPERS: dict[PaperName, Paper] = {
     "--protocol", help="whitebox, or published (accelat: images crafted once before training). [default: whitebox]"
 )
 @click.option("--dataset", help="digits, cifar10, cifar100, svhn or imagefolder. [default: the scale's]")
-@click.option("--data-dir", help="Where the images are, or are downloaded to; imagefolder: has train/ and test/.")
+@click.option(
+    "--data-dir",
+    type=cli.Folder(),
+    help="Where the images are, or are downloaded to; imagefolder: has train/ and test/.",
+)
 @click.option("--depth", type=int, help="Layers of the residual network, 6n+2. [default: the scale's]")
 @click.option("--epochs", type=int, help="Length of each training. [default: the scale's]")
 @click.option(
@@ -52,9 +56,12 @@ PAPERS: dict[PaperName, Paper] = {
 @click.option("--concurrent", type=int, help="Trials at once. [default: as many as fit]")
 @click.option("--name", help="Name of the study and of its results folder. [default: reproduce-PAPER]")
 @click.option("--storage", metavar="URL", help="Optuna storage, e.g. postgresql://… [default: SQLite in the results]")
-@click.option("--results-dir", help="Folder of results/<name>/. [default: results]")
+@click.option("--results-dir", type=cli.Folder(), help="Folder of results/<name>/. [default: results]")
 @click.option(
-    "--storage-path", metavar="PLACE", help="Checkpoints on a cluster: a folder all hosts share, or s3://bucket/folder."
+    "--storage-path",
+    type=cli.Folder(),
+    metavar="PLACE",
+    help="Checkpoints on a cluster: a folder all hosts share, or s3://bucket/folder.",
 )
 @click.option("--address", help="A running Ray cluster, e.g. auto or ray-head:6379. [default: Ray on this machine]")
 @cli.log_level

@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from safetensors import SafetensorError, safe_open
 from scipy.stats import binomtest
 
@@ -120,14 +120,11 @@ def row(trial: FrozenTrial) -> dict[str, object]:
         "node": attrs.get("node", ""),
         "tune_trial_id": attrs.get("tune_trial_id", ""),
     }
+    columns |= dict.fromkeys(JUDGED)
     if is_complete(trial):
-        adversarial, seconds = trial.values
-        clean, n = attrs["clean_accuracy"], attrs["n_examples"]
-        columns |= {"adversarial_accuracy": adversarial}
-        columns |= dict(zip(("adversarial_low", "adversarial_high"), wilson(adversarial, n), strict=True))
-        columns |= {"clean_accuracy": clean}
-        columns |= dict(zip(("clean_low", "clean_high"), wilson(clean, n), strict=True))
-        columns |= {"n_examples": n, "train_seconds": seconds} | attrs.get("probes", {})
+        (adversarial, seconds), clean, n = trial.values, attrs["clean_accuracy"], attrs["n_examples"]
+        judged = adversarial, *wilson(adversarial, n), clean, *wilson(clean, n), n, seconds
+        columns |= dict(zip(JUDGED, judged, strict=True)) | attrs.get("probes", {})
     columns |= {name: attrs.get(name) for name in ("measured_seconds", "calibrated_seconds")}
     columns |= {
         name: json.dumps(value) if isinstance(value, list | dict) else value
@@ -146,25 +143,27 @@ def flatten(config: dict[str, object], prefix: str = "") -> dict[str, object]:
 
 def trials_frame(trials: list[FrozenTrial]) -> pd.DataFrame:
     """Every trial, one row each."""
-    return frame([row(trial) for trial in trials], EMPTY_TRIALS)
+    return frame([row(trial) for trial in trials])
 
 
 def front_frame(trials: list[FrozenTrial]) -> pd.DataFrame:
     """Front members, fastest first, with the path of their weights relative to the study's folder."""
     rows = [row(trial) | {"weights": f"models/{weights_name(trial.number)}"} for trial in front_of(trials)]
-    return frame(rows, EMPTY_FRONT).drop(columns=["state", "reason"], errors="ignore")
+    made = frame(rows) if rows else frame([]).assign(weights=None)
+    return made.drop(columns=["state", "reason"])
 
 
-def frame(rows: list[dict[str, object]], empty: list[str]) -> pd.DataFrame:
-    """The rows, whole numbers as such also where some rows have none; without rows, `empty` for a header."""
-    made = pd.DataFrame(rows) if rows else pd.DataFrame(columns=empty)
+def frame(rows: list[dict[str, object]]) -> pd.DataFrame:
+    """The rows, whole numbers as such also where some rows have none; without rows, the columns of a trial."""
+    made = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(row(BLANK)))
     kinds = {name: {type(row[name]) for row in rows if row.get(name) is not None} for name in made}
     return made.astype({name: "Int64" for name, kind in kinds.items() if kind == {int}})
 
 
-# What a table without rows has for a header, before any configuration adds its fields.
-EMPTY_TRIALS = ["number", "state", "reason", "label", "adversarial_accuracy", "clean_accuracy", "train_seconds"]
-EMPTY_FRONT = ["number", "label", "adversarial_accuracy", "clean_accuracy", "n_examples", "train_seconds", "weights"]
+# What is known of a complete trial alone; intervals are of 95 %.
+JUDGED = ("adversarial_accuracy", "adversarial_low", "adversarial_high", "clean_accuracy", "clean_low", "clean_high")
+JUDGED += ("n_examples", "train_seconds")
+BLANK = create_trial(state=TrialState.WAITING, user_attrs={"config": TrialConfig().model_dump(mode="json")})
 
 
 def weights_name(number: int) -> str:

@@ -1,11 +1,12 @@
 """What one study is: validated, without Ray, Optuna or torch."""
 
 import os
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
 from sqlalchemy import URL
 
 from trainables.config import (
@@ -39,7 +40,7 @@ class StudySettings(Frozen):
 
     alone: ClassVar[bool] = False  # one trial at a time, unless each has a GPU of its own
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    name: str
     space: str = "quickstart"
     trials: Annotated[int, Field(ge=1, le=1_000_000)] = 16
     timeout: PositiveFloat | None = None  # seconds
@@ -66,6 +67,14 @@ class StudySettings(Frozen):
     storage_path: str | None = None  # of checkpoints and weights, a path or URI; None: in the results folder
     results_dir: str = "results"
     address: str | None = None  # None: Ray on this machine
+
+    @field_validator("name")
+    @classmethod
+    def fit_for_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            accepted = "up to 100 letters, digits, '.', '_' and '-', a letter or a digit first"
+            raise ValueError(f"{name!r:.120} given; accepted: {accepted}")
+        return name
 
     @model_validator(mode="after")
     def a_hundredth_of_a_gpu_or_none(self) -> "StudySettings":
@@ -144,7 +153,9 @@ def from_layers(
     unknown = [field for field in defaults if field not in kind.model_fields]
     if unknown:
         raise InputError(f"DEFAULTS: {nearest(unknown[0], kind.model_fields)}")
-    kept = dict(stored or {})
+    kept = {} if stored is None else ADDED_LATER | stored
+    if stored is not None and (norm := given.get("attack_norm", kept["attack_norm"])) != kept["attack_norm"]:
+        refuse([difference("attack_norm", norm, kept)], given["name"])  # before its radius is looked at
     if given.get("sampler", "front") != "front":  # another one than before is not steered any more
         kept, defaults = (
             {field: value for field, value in layer.items() if field not in ONLY_FRONT} for layer in (kept, defaults)
@@ -174,15 +185,23 @@ def refuse_differences(settings: StudySettings, stored: dict[str, object]) -> No
     """
     stored = ADDED_LATER | stored
     differing = [
-        f"{field} {value!r} (the study has {stored[field]!r})"
+        difference(field, value, stored)
         for field, value in settings.identity.items()
         if field in stored and value != normalised(stored)[field]
     ]
     if differing:
-        raise InputError(
-            f"name: {settings.name!r} holds a study with other settings: {', '.join(differing)}; "
-            "accepted: the same settings, or a new --name"
-        )
+        refuse(differing, settings.name)
+
+
+def difference(field: str, value: object, stored: dict[str, object]) -> str:
+    return f"{field} {value!r} (the study has {stored[field]!r})"
+
+
+def refuse(differing: list[str], name: object) -> None:
+    raise InputError(
+        f"name: {name!r} holds a study with other settings: {', '.join(differing)}; "
+        "accepted: the same settings, or a new --name"
+    )
 
 
 def fraction(text: str) -> float:

@@ -24,6 +24,12 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 SQLITE_TIMEOUT = 60  # seconds a writer waits for a locked file; the default of 5 s loses results
 
 
+def has_password(url: str) -> bool:
+    """Whether the URL holds one, as its password or in its query."""
+    parsed = make_url(url)
+    return bool(parsed.password) or any("password" in key for key in parsed.query)
+
+
 def redacted(url: str) -> str:
     """The URL without its passwords, for files and messages."""
     try:

@@ -7,10 +7,12 @@ Athalye, Carlini, Wagner 2018, arXiv:1802.00420, section 3.1, for what an attack
 import copy
 import math
 from functools import partial
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainables.attacks import fraction, pgd, robust_mask
@@ -102,20 +104,40 @@ def autoattack(
 ) -> Tensor:
     """The images that `parts` of AutoAttack find, in turn, each for what those before it did not fool.
 
-    Of fewer than ten classes, all but the right one are targets. What needs more than there is, is left out: of fewer
-    than four classes `apgd-t`, whose loss takes four; of images below 5x5 pixels `square` in l2, which begins with 25.
+    Of fewer than ten classes, all but the right one are targets. The targeted loss needs four classes: of fewer,
+    `apgd-t` is left out. For Square in l2 images grow at their edges, which the model does not see, to a size that
+    the library's grid of squares fits: 12x12 to 13x13, 32x48 to 48x48.
     """
     from pyautoattack import AutoAttack  # a machine that only trains needs none
 
-    n_classes = model(x[:1]).shape[1]
+    n_classes, (height, width) = model(x[:1]).shape[1], x.shape[2:]
+    if norm == "l2" and "square" in parts:
+        size = next(size for size in count(max(height, width)) if grid_fits(size))
+        model, x = Cropped(model, height, width), F.pad(x, (0, size - width, 0, size - height))
     attack = AutoAttack(model, norm=THEIR_NORMS[norm], eps=eps, seed=seed, device=x.device)
-    too_few = {"apgd-t": n_classes < 4, "square": norm == "l2" and min(x.shape[2:]) < 5}
-    attack.attacks_to_run = [part for part in parts if not too_few.get(part)]
+    attack.attacks_to_run = [part for part in parts if part != "apgd-t" or n_classes > 3]
     attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, n_classes - 1)
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices):  # it seeds the global generators
         images, _ = attack.run_standard_evaluation(x, y, batch_size=len(x))
-    return images
+    return images[:, :, :height, :width]
+
+
+def grid_fits(size: int) -> bool:
+    """Whether the squares that Square's l2 attack begins with, as the library lays them out, lie within the image."""
+    square = size // 5
+    return square == 1 or square > 1 and (size - 5 * square) // 2 + size // square * square <= size
+
+
+class Cropped(nn.Module):
+    """A model that sees the upper left `height` x `width` pixels alone."""
+
+    def __init__(self, model: nn.Module, height: int, width: int) -> None:
+        super().__init__()
+        self.model, self.height, self.width = model, height, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x[:, :, : self.height, : self.width])
 
 
 def pack(mask: Tensor) -> str:

@@ -188,8 +188,11 @@ class Trial:
         known = calibrated is not None and self.calibrated_seconds is not None
         self.calibrated_seconds = self.calibrated_seconds + calibrated if known else None
 
-        if not math.isfinite(loss) or not self._weights_finite():
-            raise Diverged(f"loss {loss} in epoch {epoch + 1} of {config.epochs}")
+        place = f"in epoch {epoch + 1} of {config.epochs}"
+        if not math.isfinite(loss):
+            raise Diverged(f"loss {loss} {place}")
+        if not self._weights_finite():
+            raise Diverged(f"a weight or a running statistic that is not finite {place}")
         self.curve.append(
             {
                 "epoch": epoch + 1,

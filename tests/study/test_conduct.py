@@ -31,7 +31,9 @@ def test_a_study_that_another_process_begins_while_ray_starts_is_left_to_it(sett
 
 def test_the_command_to_go_on_names_what_is_not_stored_with_the_study(settings):
     elsewhere = settings.model_copy(update={"address": "auto", "storage": "postgresql://me@host/db"})
-    expected = f"python -m study.pareto --results-dir {settings.results_dir} --address auto --storage URL"
+    expected = (
+        f"python -m study.pareto --address auto --results-dir {settings.results_dir} --storage postgresql://me@host/db"
+    )
     assert conduct.command_line(elsewhere, "pareto") == expected
     assert "--address" not in conduct.command_line(elsewhere, "recommend", "mine")
     assert conduct.command_line(StudySettings(space="quickstart", name="mine"), "pareto") == "python -m study.pareto"
@@ -158,3 +160,32 @@ def test_fewer_trials_than_have_ended_are_not_stored_as_the_studys(asked, stored
     assert storage.is_unfinished(study)
     study = go_on(text, trials=asked)
     assert study.user_attrs["settings"]["trials"] == stored and storage.is_unfinished(study) is (asked > 3)
+
+
+def test_where_nothing_completed_the_status_says_so(settings, monkeypatch):
+    study = optuna.create_study(directions=storage.DIRECTIONS)
+    carried = settings.model_copy(update={"trials": 1})
+    monkeypatch.setattr(conduct.storage, "count_finished", lambda *names: 1)
+    for state, status in [(TrialState.FAIL, 1), (TrialState.COMPLETE, 0)]:
+        values = [0.5, 1.0] if state is TrialState.COMPLETE else None
+        study.add_trial(optuna.trial.create_trial(state=state, values=values))
+        assert conduct.carry_out(carried, lambda: study, pytest.fail, lambda *what: None) == status
+
+
+@pytest.mark.parametrize(
+    "url,seen",
+    [
+        ("postgresql://me:secret@host/db", True),
+        ("postgresql://me@host/db?password=secret", True),
+        ("postgresql://me@host/db", False),
+        ("sqlite:///x.db", False),
+    ],
+)
+def test_a_password_on_the_command_line_is_warned_of_once_and_not_repeated(url, seen, settings, monkeypatch, capsys):
+    monkeypatch.setattr(conduct.storage, "count_finished", lambda *names: pytest.fail("far enough"))
+    with pytest.raises(pytest.fail.Exception, match="far enough"):
+        conduct.carry_out(settings.model_copy(update={"storage": url}), pytest.fail, pytest.fail, pytest.fail)
+    err = capsys.readouterr().err
+    assert (
+        err.startswith("storage: the URL holds a password") == seen and "secret" not in err and err.count("\n") == seen
+    )

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from ipaddress import ip_address
 from pathlib import Path
 
 import optuna
 import pandas as pd
+import psutil
 import pytest
 import torch
 from optuna.trial import TrialState
@@ -18,7 +20,7 @@ from safetensors.torch import load_file
 
 from study import conduct, pareto, reproduce, spaces, storage, train
 from study.front import non_dominated
-from study.settings import StudySettings
+from study.settings import StudySettings, from_layers
 from trainables import data
 from trainables.errors import InputError
 from trainables.trial import load_model
@@ -170,11 +172,13 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path):
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         wait_for(lambda: n_epochs_of_second(tmp_path) >= 3)
+        listening = addresses_listened_on(psutil.Process(process.pid))
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130, out
+    assert len(listening) > 3 and all(is_loopback(address) for address in listening), listening
     states = [trial.state for trial in open_study(tmp_path, "mine").trials]
     assert TrialState.RUNNING not in states and states[:2] == [TrialState.COMPLETE, TrialState.WAITING]
     assert len(pd.read_csv(tmp_path / "mine" / "front.csv")) == 1
@@ -191,6 +195,17 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path):
     curve = study.trials[1].user_attrs["curve"]
     assert [row["epoch"] for row in curve] == list(range(1, 13))
     assert curve[: len(first_rows)] == first_rows  # nothing that was reported is redone
+
+
+def is_loopback(address):
+    parsed = ip_address(address)
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+
+
+def addresses_listened_on(process):
+    """One for each port."""
+    sockets = [socket for each in (process, *process.children(recursive=True)) for socket in each.net_connections()]
+    return [socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN]
 
 
 def n_epochs_of_second(folder):
@@ -248,7 +263,7 @@ def space(trial):
         (["--trails", "3"], "--trials"),
         (["--attack-steps", "-1"], "attack_steps: -1 given"),
         (["--eval-examples", "0"], "eval_examples: 0 given"),
-        (["--name", "a/b"], "name: 'a/b' given"),
+        (["--name", "a/b"], "name: 'a/b' given; accepted: up to 100 letters, digits, '.', '_' and '-', a letter or"),
         (["--dataset", "imagefolder"], "data_dir"),
         (["--dataset", "imagefolder", "--data-dir", "no/such/folder"], "no/such/folder"),
         (["--storage", "postgresql://me:secret@127.0.0.1:1/db"], "storage: postgresql://me:***@127.0.0.1:1/db"),
@@ -272,6 +287,19 @@ def test_a_mistake_gets_one_line_and_status_2_and_writes_nothing(arguments, mess
     assert err.startswith("error: ") and err.count("\n") == 1 and message in err
     assert "secret" not in err and out == ""
     assert {path.name for path in tmp_path.iterdir()} == set(SPACES)
+
+
+def test_a_home_folder_that_the_shell_left_is_found(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    taken = []
+    monkeypatch.setattr("study.conduct.conduct", lambda settings, space: taken.append(settings) or 0)
+    options = ["--results-dir=~/results", "--storage-path=~/weights", "--data-dir=~/images"]
+    assert pareto.main(options) == 0
+    (settings,) = taken
+    assert settings.folder == tmp_path / "results" / "quickstart"
+    assert (settings.storage_path, settings.data_dir) == (str(tmp_path / "weights"), str(tmp_path / "images"))
+    assert {path.name for path in tmp_path.iterdir()} <= {"results", "weights"}
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port", "somewhere"])
@@ -435,12 +463,41 @@ def test_the_norm_of_the_attack_is_the_users_then_the_studys_then_the_spaces(tmp
     settings, _ = pareto.resolve(mine | l2 | {"eps": 2.0})
     made(settings)
     assert pareto.resolve(mine)[0] == pareto.resolve(mine | l2)[0] == settings
-    with pytest.raises(InputError, match="attack_norm 'linf' .the study has 'l2'."):
-        pareto.resolve(mine | {"attack_norm": "linf", "eps": 0.1})
+    for linf in ({"attack_norm": "linf", "eps": 0.1}, {"attack_norm": "linf"}):
+        with pytest.raises(InputError, match="attack_norm 'linf' .the study has 'l2'."):
+            pareto.resolve(mine | linf)
+    assert pareto.resolve(mine | {"eps": 2.0})[0] == settings
+    space.write_text(space.read_text().replace('"l2", "eps": 0.5}', '"l2", "eps": 2.0}'))
+    with pytest.raises(InputError, match="eps: nothing given with attack_norm 'linf'"):
+        pareto.resolve(given | {"space": str(space), "attack_norm": "linf"})
+    space.write_text('DEFAULTS = {"attack_norm": "l2"}\ndef space(trial):\n    return {"epochs": 1}\n')
+    with pytest.raises(InputError, match="eps: nothing given with attack_norm 'l2'"):
+        pareto.resolve(given | {"space": str(space)})
+
+
+def test_a_study_older_than_the_norm_goes_on_in_linf(tmp_path):
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    settings = StudySettings(name="old", results_dir=str(tmp_path), eps=0.1, storage=url)
+    made(settings)
+    study = storage.open_study(storage.from_url(url), "old")
+    written = {field: value for field, value in study.user_attrs["settings"].items() if field != "attack_norm"}
+    settings.folder.mkdir(exist_ok=True)
+    (settings.folder / "study.json").write_text(json.dumps({"settings": written}))
+    assert pareto.made_with(settings.folder, study)  # one of them was written by an earlier version
+    study.set_user_attr("settings", written)
+    space = tmp_path / "old.py"
+    space.write_text(Path(spaces.load("quickstart").path).read_text() + 'DEFAULTS |= {"attack_norm": "l2", "eps": 0.5}')
+    given = {"name": "old", "results_dir": str(tmp_path), "storage": url, "space": "quickstart"}
+    assert pareto.resolve(given)[0].attack_norm == "linf"
+    stored = storage.settings_of(study, {})
+    assert from_layers({"name": "old"}, stored, spaces.load(str(space)).defaults).attack_norm == "linf"
 
 
 def test_a_start_under_another_norm_is_told(tmp_path, capsys):
     made(StudySettings(name="old", results_dir=str(tmp_path), eps=0.1))
+    old = storage.named("old", str(tmp_path), None)
+    settings = {field: value for field, value in old.user_attrs["settings"].items() if field != "attack_norm"}
+    old.set_user_attr("settings", settings)  # of before it was one
     given = {"results_dir": str(tmp_path), "warm_start": "old", "name": "new", "attack_norm": "l2", "eps": 0.1}
     pareto.resolve(given)
     assert "'old' has attack_norm linf; what is proposed" in capsys.readouterr().err

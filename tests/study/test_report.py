@@ -438,6 +438,11 @@ class TestExamples:
         with devices.computing_on(2):
             made = examples.make(study.trials, SETTINGS, tmp_path)
         assert threads == [1]  # trials may have the other cores
+        far = examples.make(study.trials, SETTINGS | {"attack_norm": "l2", "eps": 0.5}, tmp_path)
+        for example in far.shown:
+            change = (decode(example.adversarial).astype(float) - decode(example.original)) / 255
+            assert np.linalg.norm(change) <= 0.52 and np.abs(change).max() > 0.1  # a pixel is rounded to 1/255
+            assert {0, 255} & set(decode(example.difference).flat)
         images, labels = first_examples(dataset.validation, N_ATTACKED)
         right = (load_model(path)(images).argmax(1) == labels).nonzero()[:, 0]
         assert 0 < len(made.shown) == min(len(right), examples.N_SHOWN)
@@ -445,6 +450,7 @@ class TestExamples:
             original, adversarial = decode(example.original), decode(example.adversarial)
             np.testing.assert_array_equal(original, dataset.validation.images[index, 0])
             assert 0 < np.abs(original.astype(int) - adversarial).max() <= math.ceil(0.1 * 255)
+            assert {0, 255} & set(decode(example.difference).flat)
             assert example.label == str(labels[index].item())
 
 

@@ -43,6 +43,17 @@ def test_tables_without_rows_have_a_header(tmp_path):
         assert "adversarial_accuracy" in pd.read_csv(tmp_path / name).columns
 
 
+def test_a_study_of_which_nothing_completed_has_the_columns_of_one_that_has(study, tmp_path):
+    results.write_tables(study, tmp_path)
+    trials, front = (list(pd.read_csv(tmp_path / f"{name}.csv")) for name in ("trials", "front"))
+    nothing = optuna.create_study(directions=DIRECTIONS)
+    add(nothing, state=TrialState.FAIL)
+    results.write_tables(nothing, tmp_path)
+    failed = pd.read_csv(tmp_path / "trials.csv")
+    assert list(failed) == trials and failed.adversarial_accuracy.isna().all()
+    assert set(pd.read_csv(tmp_path / "front.csv")) >= set(front)
+
+
 def test_wilson_interval_equals_the_closed_form():
     p, n, z = 0.3, 100, 1.959963984540054
     centre, half = (p + z**2 / (2 * n)), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5

@@ -43,6 +43,15 @@ def test_fgsm_takes_what_lies_within_eps_of_the_boundary():
     assert found["accuracy"] == pytest.approx(2 / 5)
 
 
+def test_strong_attacks_are_the_evaluations_own(monkeypatch):
+    seen = []
+    monkeypatch.setattr(probes.strong, "measure", lambda attacked, n: seen.append((attacked, n)) or {})
+    like = subject(linear(1.0), [0.2, 0.8], [0, 1], eps=0.7, attack_norm="l2")
+    probes.strong_attacks(like._replace(attack_steps=3, strong_examples=1, seed=5))
+    ((attacked, n),) = seen
+    assert (attacked.eps, attacked.steps, attacked.seed, attacked.norm, n) == (0.7, 3, 5, "l2", 1)
+
+
 @pytest.mark.parametrize("attack_norm,share", [("linf", 0.0), ("l2", 2 / 3)])
 def test_one_step_of_l2_takes_four_equal_pixels_half_as_far(attack_norm, share):
     # Distances from 0.5: 0.07 and 0.06 a pixel, which are 0.14 and 0.12 in l2, and 0.04, which is 0.08.

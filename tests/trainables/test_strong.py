@@ -123,6 +123,21 @@ def test_a_model_that_normalises_by_the_batch_is_attacked_in_whole_batches(monke
     assert sizes == [(strong.WHITE_BOX, 6), (("square",), 6)]
 
 
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (5, 5), (8, 8), (12, 12), (24, 24), (18, 30), (32, 48)])
+def test_square_in_l2_attacks_images_of_any_size_within_its_radius(height, width):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(height * width, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.stack([torch.zeros(height * width), torch.ones(height * width)]))
+        model[1].bias.copy_(torch.tensor([0.0, -0.5 * height * width]))
+    x, y = torch.full((2, 1, height, width), 0.55), torch.ones(2, dtype=torch.long)
+    x[1] = 0.9
+    eps = 3 * 0.05 * (height * width) ** 0.5  # all pixels have to go 0.05 down, at the least
+    found = strong.autoattack(model, x, y, ("square",), eps, 0, "l2")
+    assert found.shape == x.shape and found.min() >= 0 and found.max() <= 1
+    assert (found - x).flatten(1).norm(dim=1).max() <= eps * (1 + 1e-5)
+    assert model(found).argmax(1).tolist() == [0, 1]
+
+
 def test_no_examples_need_no_attack():
     model = linear(4)
     empty = torch.zeros(0, 3, 2, 2), torch.zeros(0, dtype=torch.long)
