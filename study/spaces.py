@@ -15,7 +15,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
 import search_spaces
-from study.settings import StudySettings
+from study.settings import ADDED_LATER, StudySettings
 from trainables.config import TrialConfig, trial_config
 from trainables.errors import InputError, nearest
 
@@ -127,6 +127,7 @@ def configure(space: Space, settings: StudySettings, trial: optuna.Trial) -> Tri
         if "depth" in trial.params:
             raise InputError(f"depth: {settings.depth} given, but {space.path} suggests it; accepted: one of the two")
         constants["depth"] = settings.depth
+    refuse_another_norms_sizes(space, settings, {*constants, *trial.params})
     settled = {"seed": settings.seed + trial.number, "attack_norm": settings.attack_norm, "eps": settings.eps}
     for field, value in settled.items():
         if field not in trial.params:
@@ -135,6 +136,21 @@ def configure(space: Space, settings: StudySettings, trial: optuna.Trial) -> Tri
     if twice:
         raise InputError(f"{twice[0]}: both suggested and returned by {space.path}; accepted: one of the two")
     return trial_config(constants | trial.params)
+
+
+def refuse_another_norms_sizes(space: Space, settings: StudySettings, fields: set[str]) -> None:
+    """Raises:
+    InputError: If the study attacks in another norm than the space is for, and of `fields`, which the space sets, one
+        is a radius or a step.
+    """
+    own = ADDED_LATER | space.defaults
+    sizes = sorted(fields & {"eps", "step_size"})
+    if sizes and settings.attack_norm != own["attack_norm"] and "attack_norm" not in fields:
+        theirs = f"{space.path} sets {sizes[0]} for {own['attack_norm']!r}"
+        raise InputError(
+            f"attack_norm: {settings.attack_norm!r} given, but {theirs}; "
+            "accepted: that norm, or a space that sets attack_norm too, or has it in DEFAULTS"
+        )
 
 
 def try_out(space: Space, settings: StudySettings, n_train: int) -> Space:

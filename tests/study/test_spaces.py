@@ -148,3 +148,26 @@ def test_a_batch_larger_than_the_training_set_is_refused(tmp_path):
 def test_a_file_of_another_shape_is_refused(tmp_path, text):
     with pytest.raises(InputError, match="accepted"):
         load(tmp_path, text)
+
+
+SIZED = GOOD.replace('"epochs": 2', '"epochs": 2, "training": "pgd", {}') + "DEFAULTS = {}\n"
+
+
+@pytest.mark.parametrize("field", ["eps", "step_size"])
+def test_sizes_of_one_norm_are_not_taken_for_those_of_another(field, tmp_path):
+    l2 = SETTINGS.model_copy(update={"attack_norm": "l2", "eps": 0.5})
+    sized = SIZED.replace("{}", f'"{field}": 0.1', 1)
+    line = f"attack_norm: 'l2' given, but .*mine.py sets {field} for 'linf'; accepted: that norm, or a space that sets"
+    spaces.try_out(load(tmp_path, sized), SETTINGS, 1000)
+    with pytest.raises(InputError, match=line):
+        spaces.try_out(load(tmp_path, sized), l2, 1000)
+    suggested = GOOD.replace("return", f'trial.suggest_float("{field}", 0.01, 0.1)\n    return').replace(
+        '{"norm": "fixup"}', f'{{"norm": "fixup", "{field}": 0.05}}'
+    )
+    with pytest.raises(InputError, match=line):
+        spaces.try_out(load(tmp_path, suggested), l2, 1000)
+    spaces.try_out(load(tmp_path, sized.replace("DEFAULTS = {}", 'DEFAULTS = {"attack_norm": "l2"}')), l2, 1000)
+    both = load(tmp_path, SIZED.replace("{}", f'"{field}": 0.1, "attack_norm": "linf"', 1))
+    spaces.try_out(both, l2, 1000)
+    assert spaces.configure(both, l2, optuna.create_study().ask()).attack_norm == "linf"
+    spaces.try_out(load(tmp_path, GOOD), l2, 1000)
