@@ -16,8 +16,10 @@ from study.pareto import check_room, check_storage_path, require_own_folder
 from study.settings import from_layers
 from trainables.errors import InputError
 
-INHERITED = ("dataset", "data_dir", "depth", "attack_norm", "eps", "attack_steps", "seed", "cpus_per_trial")
-INHERITED += ("storage_path",)
+INHERITED = (
+    *("dataset", "data_dir", "depth", "attack_norm", "eps", "attack_steps"),
+    *("seed", "cpus_per_trial", "storage_path"),
+)
 
 
 class Numbers(click.ParamType):

@@ -98,6 +98,7 @@ def resolve(given: dict[str, object]) -> tuple[StudySettings, Space]:
     given = {"name": re.sub(r"[^A-Za-z0-9._-]+", "-", space.path.stem)} | given
     if str(given.get("space", "")).endswith(".py"):
         given["space"] = os.path.abspath(str(given["space"]))  # the study may go on from another working directory
+    # Whether a radius is too large depends on the norm, which may be that of a study that is looked for yet.
     unsure = {option: value for option, value in given.items() if option not in ("attack_norm", "eps")}
     stored = stored_settings(from_layers(unsure, None, space.defaults), given)
     refuse_another_kind("search", given["name"], stored)

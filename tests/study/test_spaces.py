@@ -36,6 +36,12 @@ def test_a_users_file_is_a_space(tmp_path):
     assert (config.depth, config.epochs, config.seed, config.eps) == (8, 2, SETTINGS.seed + trial.number, SETTINGS.eps)
 
 
+def test_training_attacks_in_the_norm_and_within_the_radius_of_the_study(tmp_path):
+    l2 = SETTINGS.model_copy(update={"attack_norm": "l2", "eps": 0.5})
+    config = spaces.configure(load(tmp_path, GOOD), l2, optuna.create_study().ask())
+    assert (config.attack_norm, config.eps) == ("l2", 0.5)
+
+
 def test_a_users_file_may_hold_what_looks_for_its_module(tmp_path):
     made = (
         "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    n: int = 2\n"
