@@ -71,10 +71,25 @@ def alone(device: torch.device, study: str, patience: float) -> Iterator[None]:
         TimeoutError: If the device is not free within `patience` seconds.
     """
     end = time.monotonic() + patience
-    with (
-        _lock(device, study, "gate", fcntl.LOCK_EX, end),
-        _lock(device, study, "room", fcntl.LOCK_EX, end),
-    ):
+    try:
+        with (
+            _lock(device, study, "gate", fcntl.LOCK_EX, end),
+            _lock(device, study, "room", fcntl.LOCK_EX, end),
+        ):
+            yield
+    finally:
+        time.sleep(2 * POLL_SECONDS)  # one who waits comes before an epoch of ours, that may take long
+
+
+@contextmanager
+def turn(device: torch.device, study: str, what: str, patience: float) -> Iterator[None]:
+    """Be the only one of those on the device that do `what`; it is nobody's otherwise.
+
+    Raises:
+        TimeoutError: If others have not done with it within `patience` seconds.
+    """
+    door = f"turn-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+    with _lock(device, study, door, fcntl.LOCK_EX, time.monotonic() + patience):
         yield
 
 

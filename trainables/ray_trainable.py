@@ -106,19 +106,22 @@ class RayTrial(tune.Trainable):
         if not trial.untimed(told):
             trial.calibrate(told)
             return
-        # What one worker measures all use, also those that were sent out before the driver knew.
+        # What one worker measures all use, also those that were sent out before the driver knew: who needs the same
+        # waits for that alone, not for the device.
         place, name = store(self.config["timings"]), quote(f"{kind} {self.config['timing_key']}.json", safe=" ,")
+        timeout = self.config["epoch_timeout"]
         try:
-            with (
-                devices.alone(trial.device, self._study, CALIBRATION_PATIENCE),
-                watchdog(self.config["epoch_timeout"]),
-            ):
-                known = by_size(json.loads(place.read(name) or "{}")) | told
-                known |= trial.calibrate(known)
-                place.write(name, json.dumps(known).encode())
+            with devices.turn(trial.device, self._study, name, CALIBRATION_PATIENCE):
+                with watchdog(timeout):
+                    known = by_size(json.loads(place.read(name) or "{}")) | told
+                if trial.untimed(known):
+                    with devices.alone(trial.device, self._study, CALIBRATION_PATIENCE), watchdog(timeout):
+                        known |= trial.calibrate(known)
+                        place.write(name, json.dumps(known).encode())
         except TimeoutError as error:  # a hung neighbour must not hold up the others
             logger.warning("trial %s runs without calibrated seconds: %s", self.config["number"], error)
             return
+        trial.calibrate(known)
         news = {str(size): seconds for size, seconds in known.items() if size not in told}
         self.news["calibration"] = {"device": kind, "seconds_per_step": news}
 

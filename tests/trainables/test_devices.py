@@ -1,5 +1,6 @@
 import multiprocessing
 import threading
+import time
 
 import pytest
 import torch
@@ -53,6 +54,35 @@ def test_those_who_come_later_do_not_overtake_one_who_waits_to_be_alone():
         later = entering(shared)
         assert not later.wait(0.2)
     assert first.wait(5) and later.wait(5)
+
+
+def test_who_has_measured_lets_one_who_waits_to_measure_go_first():
+    order, threads = [], []
+
+    def measure():
+        with alone():
+            order.append("measures")
+
+    with alone():
+        threads.append(threading.Thread(target=measure, daemon=True))
+        threads[0].start()
+        time.sleep(0.1)
+    with shared():
+        order.append("trains")
+    threads[0].join(5)
+    assert order == ["measures", "trains"]
+
+
+def test_one_at_a_time_does_a_thing_and_another_thing_meanwhile():
+    def turn(what, patience=30):
+        return devices.turn(CPU, "a", what, patience)
+
+    with turn("x"), shared():
+        second = entering(lambda: turn("x"))
+        assert entering(lambda: turn("y")).wait(5) and not second.wait(0.2)
+        with pytest.raises(TimeoutError, match="in use"), turn("x", patience=0.1):
+            pass
+    assert second.wait(5)
 
 
 def test_patience_ends_and_lets_the_others_on():

@@ -4,6 +4,7 @@ import json
 from contextlib import contextmanager
 
 import pytest
+import torch
 
 from trainables import devices, ray_trainable
 from trainables.config import ConstantBatch, DataConfig, EvalConfig, TrialConfig
@@ -48,6 +49,15 @@ def test_what_one_worker_measures_all_use_and_each_tells_the_driver(worker, tmp_
     assert json.loads(table.read_text()) == first["calibration"]["seconds_per_step"]
     other = worker(3, CONFIG.model_copy(update={"training": "fgsm"})).step()
     assert other["calibrated_seconds"] != first["calibrated_seconds"]
+
+
+def test_who_needs_what_another_has_measured_waits_for_no_epoch(worker, monkeypatch):
+    first = worker(1).step()
+    monkeypatch.setattr(ray_trainable, "CALIBRATION_PATIENCE", 0.1)
+    second, third = worker(2), worker(3, CONFIG.model_copy(update={"training": "fgsm"}))
+    with devices.shared(torch.device("cpu"), second.config["folder"].rpartition("/")[0]):  # a neighbour's epoch
+        assert second.step()["calibrated_seconds"] == first["calibrated_seconds"]
+        assert third.step()["calibrated_seconds"] is None  # nobody has measured it
 
 
 def test_a_resumed_trial_crafts_its_images_while_nobody_measures(worker, monkeypatch):
