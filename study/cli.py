@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -72,6 +73,8 @@ def run(command: click.Command, argv: Sequence[str] | None, package: str = "stud
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not what a test or a notebook puts there
             stream.reconfigure(errors="replace")  # a terminal without arrows shows question marks
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `study` left it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return command.main(argv, prog_name=f"python -m {package}.{command.name}", standalone_mode=False) or 0
     except click.ClickException as error:

@@ -1,4 +1,8 @@
 import logging
+import signal
+import subprocess
+import sys
+from functools import partial
 
 import click
 import pytest
@@ -46,6 +50,29 @@ def test_an_error_of_the_programs_own_is_not_hidden():
 def test_a_command_returns_its_status():
     assert cli.run(command_that(lambda eps: 130), []) == 130
     assert cli.run(command_that(lambda eps: None), []) == 0
+
+
+def test_ctrl_c_while_a_command_still_imports_shows_no_traceback():
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "study.pareto", "--help"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores Ctrl-C
+    )
+    imported = next(line for line in process.stderr if line.endswith(" click\n"))
+    process.send_signal(signal.SIGINT)
+    assert "Traceback" not in imported + process.stderr.read()
+    assert process.wait(30) == -signal.SIGINT  # 130, says a shell
+
+
+def test_ctrl_c_is_answered_by_a_command_that_runs():
+    found, before = [], signal.signal(signal.SIGINT, signal.SIG_DFL)  # as while it is imported
+    try:
+        cli.run(command_that(lambda eps: found.append(signal.getsignal(signal.SIGINT))), [])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert found == [signal.default_int_handler]
 
 
 def test_numbers_may_be_fractions():
