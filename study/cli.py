@@ -30,7 +30,7 @@ class Fraction(click.ParamType):
             self.fail(f"{value!r} is not a number like 0.1 or 8/255", param, ctx)
 
 
-class Folder(click.ParamType):
+class Place(click.ParamType):
     """A path whose `~` the shell has left as it was, as in `--results-dir=~/results`; a URI as it is."""
 
     name = "path"
@@ -60,7 +60,7 @@ def of_a_study(command: Callable) -> Callable:
         log_level,
         click.option("--storage", "url", metavar="URL", help="Optuna storage. [default: SQLite in the results]"),
         click.option(
-            "--results-dir", type=Folder(), default="results", show_default=True, help="Folder of results/<name>/."
+            "--results-dir", type=Place(), default="results", show_default=True, help="Folder of results/<name>/."
         ),
         click.argument("name"),
     ):

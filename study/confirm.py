@@ -40,18 +40,18 @@ class Numbers(click.ParamType):
 @click.option("--members", "numbers", type=Numbers(), help="Trials, e.g. 3,7. [default: front and published ones]")
 @click.option("--attack-examples", type=int, help="Test images for AutoAttack and the gates. [default: 50]")
 @click.option("--eval-examples", type=int, help="Test images for all other accuracies. [default: 10000, or all]")
-@click.option("--data-dir", type=cli.Folder(), help="Where the images are now. [default: the search's]")
+@click.option("--data-dir", type=cli.Place(), help="Where the images are now. [default: the search's]")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Stop after this long; the same command goes on.")
 @click.option("--retries", type=int, help="How often a training goes on after its worker was lost. [default: 3]")
 @click.option("--cpus-per-trial", type=float, help="Threads of each training. [default: the search's]")
 @click.option("--gpus-per-trial", type=float, help="0 or whole GPUs. [default: 1 where Ray has GPUs, else 0]")
 @click.option("--concurrent", type=int, help="Trainings at once. [default: 1 on CPUs, else as many as GPUs]")
 @click.option(
-    "--results-dir", type=cli.Folder(), default="results", show_default=True, help="Folder of results/<name>/."
+    "--results-dir", type=cli.Place(), default="results", show_default=True, help="Folder of results/<name>/."
 )
 @click.option("--storage", "url", metavar="URL", help="The search's Optuna storage. [default: SQLite in the results]")
 @click.option(
-    "--storage-path", type=cli.Folder(), metavar="PLACE", help="Checkpoints on a cluster, as for study.pareto."
+    "--storage-path", type=cli.Place(), metavar="PLACE", help="Checkpoints on a cluster, as for study.pareto."
 )
 @click.option("--address", help="A running Ray cluster, e.g. auto or ray-head:6379. [default: Ray on this machine]")
 @cli.log_level

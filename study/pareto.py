@@ -37,7 +37,7 @@ MEASURED_UNDER = ("dataset", "attack_norm", "eps", "attack_steps")
 @click.option("--dataset", help="digits, cifar10, cifar100, svhn or imagefolder. [quickstart: digits]")
 @click.option(
     "--data-dir",
-    type=cli.Folder(),
+    type=cli.Place(),
     help="Where the images are, or are downloaded to; imagefolder: has train/ and test/.",
 )
 @click.option("--depth", type=int, help="Layers of the residual network, 6n+2. [quickstart: 56]")
@@ -74,10 +74,10 @@ MEASURED_UNDER = ("dataset", "attack_norm", "eps", "attack_steps")
 @click.option("--gpus-per-trial", type=float, help="May be a fraction. [default: 1 where Ray has GPUs, else 0]")
 @click.option("--concurrent", type=int, help="Trials at once. [default: as many as fit]")
 @click.option("--storage", metavar="URL", help="Optuna storage, e.g. postgresql://… [default: SQLite in the results]")
-@click.option("--results-dir", type=cli.Folder(), help="Folder of results/<name>/. [default: results]")
+@click.option("--results-dir", type=cli.Place(), help="Folder of results/<name>/. [default: results]")
 @click.option(
     "--storage-path",
-    type=cli.Folder(),
+    type=cli.Place(),
     metavar="PLACE",
     help="Checkpoints on a cluster: a folder all hosts share, or s3://bucket/folder.",
 )

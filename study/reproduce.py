@@ -39,7 +39,7 @@ PAPERS: dict[PaperName, Paper] = {
 @click.option("--dataset", help="digits, cifar10, cifar100, svhn or imagefolder. [default: the scale's]")
 @click.option(
     "--data-dir",
-    type=cli.Folder(),
+    type=cli.Place(),
     help="Where the images are, or are downloaded to; imagefolder: has train/ and test/.",
 )
 @click.option("--depth", type=int, help="Layers of the residual network, 6n+2. [default: the scale's]")
@@ -56,10 +56,10 @@ PAPERS: dict[PaperName, Paper] = {
 @click.option("--concurrent", type=int, help="Trials at once. [default: as many as fit]")
 @click.option("--name", help="Name of the study and of its results folder. [default: reproduce-PAPER]")
 @click.option("--storage", metavar="URL", help="Optuna storage, e.g. postgresql://… [default: SQLite in the results]")
-@click.option("--results-dir", type=cli.Folder(), help="Folder of results/<name>/. [default: results]")
+@click.option("--results-dir", type=cli.Place(), help="Folder of results/<name>/. [default: results]")
 @click.option(
     "--storage-path",
-    type=cli.Folder(),
+    type=cli.Place(),
     metavar="PLACE",
     help="Checkpoints on a cluster: a folder all hosts share, or s3://bucket/folder.",
 )

@@ -22,8 +22,8 @@ from trainables.files import PARTIAL
 @cli.of_a_study
 @click.argument("number", type=int)
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of initialisation and batches. [default: the trial's]")
-@click.option("--out", type=click.Path(dir_okay=False), help="Weights file. [default: NAME-NUMBER.safetensors]")
-@click.option("--data-dir", type=cli.Folder(), help="Where the images are now. [default: the study's]")
+@click.option("--out", type=cli.Place(), help="Weights file. [default: NAME-NUMBER.safetensors]")
+@click.option("--data-dir", type=cli.Place(), help="Where the images are now. [default: the study's]")
 def command(
     name: str, number: int, seed: int | None, out: str | None, data_dir: str | None, results_dir: str, url: str | None
 ) -> int:

@@ -344,9 +344,10 @@ def test_the_command_it_prints_trains_the_configuration(tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize("seed", [[], ["--seed", "5"], ["--seed", "6"]])  # 5 is the trial's
-def test_what_came_out_stands_beside_what_the_search_found(seed, tmp_path, capsys):
+def test_what_came_out_stands_beside_what_the_search_found(seed, tmp_path, monkeypatch, capsys):
     study = search(tmp_path)
-    given = ["mine", "2", "--results-dir", str(tmp_path), "--out", str(tmp_path / "weights"), *seed]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = ["mine", "2", "--results-dir=~", "--out=~/weights", *seed]
     assert train.main(given) == 0
     *_, epoch, line, _ = capsys.readouterr().out.splitlines()
     seconds, accuracy = re.search(r": ([0-9.]+) s, .* adversarial ([0-9.]+)$", epoch).groups()
