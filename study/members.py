@@ -20,9 +20,9 @@ TIMED_BY = {"concurrent", "cpus_per_trial", "gpus_per_trial"}  # what a training
 class ConfirmSettings(StudySettings):
     """Options of `python -m study.confirm`, under the same names; a study of its own in the search's folder."""
 
+    longest_name: ClassVar[int] = StudySettings.longest_name + len("-confirm")
     alone: ClassVar[bool] = True
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=108)]
     search: str
     seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)] = 5
     attack_examples: PositiveInt = 50

@@ -38,6 +38,7 @@ ONLY_FRONT = ("max_trial_seconds", "warm_start", "until_gain")  # what sampler `
 class StudySettings(Frozen):
     """Options of `python -m study.pareto`, under the same names."""
 
+    longest_name: ClassVar[int] = 100
     alone: ClassVar[bool] = False  # one trial at a time, unless each has a GPU of its own
 
     name: str
@@ -71,8 +72,8 @@ class StudySettings(Frozen):
     @field_validator("name")
     @classmethod
     def fit_for_a_folder(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-            accepted = "up to 100 letters, digits, '.', '_' and '-', a letter or a digit first"
+        if len(name) > cls.longest_name or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            accepted = f"up to {cls.longest_name} letters, digits, '.', '_' and '-', a letter or a digit first"
             raise ValueError(f"{name!r:.120} given; accepted: {accepted}")
         return name
 

@@ -82,6 +82,8 @@ def test_a_confirmation_is_judged_on_test_and_a_search_is_not(tmp_path):
     assert settings.evaluation.split == "test"
     assert StudySettings(name="mine").evaluation.split == "validation"
     assert settings.folder == tmp_path / "mine" / "confirm"
+    longest = storage.named(search(tmp_path, 100 * "x").study_name, str(tmp_path), None)
+    assert confirm.resolve(longest, {"results_dir": str(tmp_path)}).name == 100 * "x" + "-confirm"
     assert (settings.eps, settings.attack_steps, settings.depth) == (0.1, 2, 8)
 
 

@@ -35,6 +35,7 @@ def test_how_a_study_is_run_may_change(field, value):
     [
         ({"name": "../up"}, "name: '../up' given; accepted: up to 100 letters"),
         ({"name": "x" * 101}, "name: 'xxx.* given; accepted: up to 100 letters"),
+        ({"name": "mine\n"}, "name: 'mine.n' given; accepted: up to 100 letters"),
         ({"name": "a", "trials": 0}, "trials: 0 given"),
         ({"name": "a", "eps": 1.5}, "eps: 1.5 given; accepted: at most 1 with attack_norm 'linf'"),
         ({"name": "a", "attack_norm": "L2"}, "attack_norm: 'L2' .did you mean 'l2'"),
