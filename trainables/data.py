@@ -6,7 +6,6 @@ import http.client
 import logging
 import os
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from trainables.errors import InputError, nearest
+from trainables.files import replacing
 
 if TYPE_CHECKING:  # pydantic and torchvision are not needed by all who load images
     from torchvision.datasets import CIFAR10, SVHN
@@ -512,15 +512,8 @@ def write_cache(path: Path, images: np.ndarray) -> None:
         OSError: If the place is not writable.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, images=images)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        np.savez(file, images=images)
     for stale in path.parent.glob(".adversarial-pareto-*.npz"):
         if stale != path:
             stale.unlink(missing_ok=True)

@@ -1,8 +1,11 @@
 """Files that are written whole or not at all."""
 
 import os
-import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 PARTIAL = ".partial"
 
@@ -13,16 +16,22 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         OSError: If the folder cannot be written or the disk is full; `path` is then unchanged.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=PARTIAL)
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which becomes `path` once the body has ended well; as `write_whole`."""
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}{PARTIAL}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        with open(temporary, "xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -30,9 +39,3 @@ def remove_partial(folder: Path) -> None:
     """Remove what a killed process had not finished writing; for when no other process writes in `folder`."""
     for path in folder.rglob(f".*{PARTIAL}"):
         path.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
