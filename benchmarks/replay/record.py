@@ -17,16 +17,17 @@ import json
 import lzma
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import click
 import numpy as np
 import optuna
 import pandas as pd
 import torch
 
-from study import spaces
+from study import cli, spaces
 from study.settings import StudySettings
 from trainables import adversarial, data, engine, resnet
 from trainables.config import EvalConfig, TrialConfig
@@ -154,10 +155,13 @@ def compact(path: Path) -> None:
     (RESULTS / "trials.json.xz").write_bytes(lzma.compress(content, preset=9))
 
 
-def main() -> None:
-    mode, path = (sys.argv[1], Path(sys.argv[2])) if len(sys.argv) == 3 else ("", Path(sys.argv[1]))
-    {"": record, "--calibrate": calibrate, "--compact": compact}[mode](path)
+@click.command(name="record", help=__doc__.partition("\n")[0])
+@click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--calibrate", "make", flag_value=calibrate, help="Measure seconds per step instead.")
+@click.option("--compact", "make", flag_value=compact, help="Pack what was recorded instead.")
+def command(path: Path, make: Callable[[Path], None] | None) -> None:
+    (make or record)(path)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.run(command, None, package="benchmarks.replay"))

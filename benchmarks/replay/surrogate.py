@@ -176,7 +176,7 @@ def plateau_rate(trials: Sequence[Mapping[str, object]]) -> float:
     return grown / waited
 
 
-def held_out_errors(model: str, n_folds: int = 10) -> dict[str, float]:
+def held_out_errors(model: str, n_folds: int = 5) -> dict[str, float]:
     """Errors on configurations that the surrogate was not fitted to, at a half of the schedule and at its end."""
     trials, steps, n_examples = read()
     data = recorded(trials)
@@ -192,3 +192,7 @@ def held_out_errors(model: str, n_folds: int = 10) -> dict[str, float]:
         "deviation_end": float(whole.y[:, -1].std()),
         "deviation_of_seeds": float(np.std(whole.residuals[:, -1])),
     }
+
+
+if __name__ == "__main__":
+    print(pd.DataFrame({model: held_out_errors(model) for model in MODELS}).T.round(3).to_string())
