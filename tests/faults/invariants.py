@@ -18,8 +18,6 @@ class Account:
     trials: int
     complete: int
     failed: int
-    lost: int
-    doubled: int
     interruptions: int  # attempts at trials beyond each trial's first
     epochs_redone: int  # epochs begun beyond each epoch's first time
     most_redone_per_interruption: float
@@ -44,7 +42,7 @@ def check(folder: Path, n_trials: int, epochs: int, log: Path) -> Account:
     labels = Counter(trial.user_attrs.get("label") for trial in trials)
     assert labels["published"] == 1, "a starting configuration was enqueued twice or lost"
     check_files(folder, trials)
-    return account(trials, n_trials, read_log(log))
+    return account(trials, read_log(log))
 
 
 def check_trial(trial: optuna.trial.FrozenTrial, epochs: int) -> None:
@@ -77,7 +75,7 @@ def read_log(log: Path) -> list[tuple[int, str, int]]:
     return [(int(number), event, int(epoch)) for number, event, epoch in rows]
 
 
-def account(trials: list[optuna.trial.FrozenTrial], n_trials: int, log: list[tuple[int, str, int]]) -> Account:
+def account(trials: list[optuna.trial.FrozenTrial], log: list[tuple[int, str, int]]) -> Account:
     begun = Counter((number, epoch) for number, event, epoch in log if event == "epoch")
     opened = Counter(number for number, event, _ in log if event == "open")
     redone = Counter()
@@ -89,13 +87,10 @@ def account(trials: list[optuna.trial.FrozenTrial], n_trials: int, log: list[tup
             f"trial {number} redid {times} epochs in {interruptions[number]} restarts"
         )
     states = Counter(trial.state for trial in trials)
-    finished = states[TrialState.COMPLETE] + states[TrialState.FAIL]
     return Account(
         trials=len(trials),
         complete=states[TrialState.COMPLETE],
         failed=states[TrialState.FAIL],
-        lost=max(0, n_trials - finished),
-        doubled=max(0, finished - n_trials),
         interruptions=sum(interruptions.values()),
         epochs_redone=sum(redone.values()),
         most_redone_per_interruption=max(
