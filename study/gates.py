@@ -32,7 +32,7 @@ class Gate:
         unit: `points` are differences of accuracy, `share` is of images, `seeds` of seeds; all between 0 and 1.
         threshold: The largest figure that passes.
         figure: From all seeds of a member.
-        found: What was found, with {places} for the seeds' means and the attack's figures.
+        found: What was found, from the seeds and the search's attack.
         failure: What it means that the gate failed.
         beyond_chance: Of a failure that takes all figures away and that one unlucky image can cause: as many as were
             found, or more, must then be rarer than `CHANCE` were the threshold's share the true one.

@@ -27,11 +27,6 @@ def test_a_trial_needs_neither_ray_nor_optuna_nor_the_study(path):
     assert not set(imported(path)) & {"ray", "optuna", "study", "search_spaces"}
 
 
-@pytest.mark.parametrize("path", files("search_spaces"), ids=lambda p: p.name)
-def test_a_search_space_needs_optuna_alone_of_the_stack(path):
-    assert not set(imported(path)) & {"ray", "torch", "study", "trainables"}
-
-
 RAY_HERE = ["runner.py", "search.py", "logs.py", "metrics.py"]
 
 

@@ -1,4 +1,3 @@
-import logging
 import signal
 import subprocess
 import sys
@@ -81,5 +80,6 @@ def test_numbers_may_be_fractions():
     assert seen == [8 / 255]
 
 
-def test_importing_the_command_line_configures_no_logging():
-    assert not logging.getLogger("study").handlers
+def test_importing_a_command_configures_no_logging():
+    code = "import logging, sys, study.pareto; sys.exit(bool(logging.getLogger().handlers))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,4 +1,3 @@
-import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
@@ -80,10 +79,3 @@ def test_trials_that_did_not_complete_say_nothing_about_rises_or_the_front():
 )
 def test_what_an_end_says_about_a_configuration(ended, accuracy):
     assert final_accuracy(ended) == accuracy
-
-
-def test_a_stopped_trial_is_told_and_kept_off_the_front_by_optuna_too():
-    study = optuna.create_study(directions=["maximize", "minimize"])
-    study.tell(study.ask(), [0.5, 10.0])
-    study.tell(study.ask(), state=TrialState.PRUNED)
-    assert [best.number for best in study.best_trials] == [0]
