@@ -17,12 +17,12 @@ def rows_of(sections: dict[str, Row], name: str) -> list[Row]:
     return sections.get(name, {}).get("rows", [])
 
 
-def floor_seconds(row: Row, n_kernels: int | None, ceilings: list[Row], precision: str = "tf32") -> dict[str, float]:
+def floor_seconds(row: Row, n_kernels: int | None, ceilings: list[Row]) -> dict[str, float]:
     """The bounds of `FLOOR` on a step, from its counts and the ceilings: those for which nothing is missing."""
     ceiling = {(each["what"], each.get("precision")): each for each in ceilings}
     bounds = {}
-    if ("matrix product", precision) in ceiling:
-        bounds["flops"] = row["flops"] / ceiling["matrix product", precision]["flop_per_second"]
+    if ("matrix product", "tf32") in ceiling:
+        bounds["flops"] = row["flops"] / ceiling["matrix product", "tf32"]["flop_per_second"]
     if ("copy", None) in ceiling:
         bounds["bytes"] = row["least_bytes"] / ceiling["copy", None]["bytes_per_second"]
     if n_kernels is not None and ("graph node", None) in ceiling:

@@ -26,10 +26,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 
 from trainables import batch_schedules, data
-from trainables.attacks import default_step_size
+from trainables.attacks import EVAL_BATCH, default_step_size
 from trainables.config import EvalConfig, TrialConfig
 from trainables.resnet import Conv3x3, parameter_groups, resnet
-from trainables.trial import EVAL_BATCH
 
 N_WORKERS = 2
 

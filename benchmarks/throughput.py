@@ -390,7 +390,6 @@ def command(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return cli.run(command, argv, package="benchmarks")
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import click
+import optuna
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -73,6 +74,7 @@ def run(command: click.Command, argv: Sequence[str] | None, package: str = "stud
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not what a test or a notebook puts there
             stream.reconfigure(errors="replace")  # a terminal without arrows shows question marks
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `study` left it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -167,7 +167,7 @@ def finish(study: optuna.Study, settings: StudySettings, console: Console, endin
     """Write every result from the storage, and say where it is and what to do next."""
     trials = study.get_trials(deepcopy=False)
     try:
-        sync_models(trials, settings.folder, checkpoints=settings.checkpoints)
+        sync_models(trials, settings.folder, settings.checkpoints)
     except Unreachable as error:
         console.print(f"Weights of the front are missing, the same command fetches them: {error}", soft_wrap=True)
     write_tables(study, settings.folder)

@@ -96,7 +96,6 @@ def run(settings: ConfirmSettings, searched: optuna.Study, chosen: Sequence[Memb
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return cli.run(command, argv)
 
 

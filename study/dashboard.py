@@ -92,7 +92,6 @@ def say(what: str, where: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return cli.run(command, argv)
 
 

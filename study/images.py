@@ -29,7 +29,7 @@ def load(settings: StudySettings, searched: optuna.Study | None = None) -> tuple
     Raises:
         InputError: If the images cannot be used, or are others than those of either study.
     """
-    dataset = data.load(settings.dataset, settings.data.data_dir)
+    dataset = data.configured(settings.data)
     found = fingerprints(dataset, settings.evaluation.split)
     for study in (searched, storage.existing(settings.storage_url, settings.name)):
         known = {} if study is None else study.user_attrs.get("images", {})

@@ -253,7 +253,6 @@ def check_storage_path(settings: StudySettings) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return cli.run(command, argv)
 
 

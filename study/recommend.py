@@ -410,7 +410,6 @@ def row(name: str, value: float, interval: tuple[float, float], digits: int, not
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return cli.run(command, argv)
 
 

@@ -54,7 +54,6 @@ def require_front(study: optuna.Study) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return cli.run(command, argv)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import get_args
 
 import click
-import optuna
 
 from study import cli
 from study.papers import accelat, adaptive_batch, lr_batch_ratio, robustnorm
@@ -106,7 +105,6 @@ def layered(given: dict[str, object], stored: dict[str, object] | None) -> Repro
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return cli.run(command, argv)
 
 

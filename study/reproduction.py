@@ -98,7 +98,7 @@ def finish(paper: Paper, study: optuna.Study, settings: ReproductionSettings, co
     """Write table.csv, table.md and figure.png from the storage, and print the tables."""
     everything = study.get_trials(deepcopy=False)
     folder = settings.folder
-    sync_models(everything, folder, checkpoints=settings.checkpoints)
+    sync_models(everything, folder, settings.checkpoints)
     write_tables(study, folder)
     objective = study.user_attrs.get("objective", "measured")
     trials = paper.derive(trials_frame(everything, objective))

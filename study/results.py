@@ -170,24 +170,16 @@ def weights_name(number: int) -> str:
     return f"{number:04d}.safetensors"
 
 
-def checkpoints_of(folder: Path) -> str:
-    """Where trials keep their checkpoints, unless `--storage-path` says otherwise."""
-    return str(folder / "tune" / "checkpoints")
-
-
 def checkpoint_name(number: int) -> str:
     return f"{number:04d}"
 
 
-def sync_models(
-    trials: list[FrozenTrial], folder: Path, ended: FrozenTrial | None = None, checkpoints: str | None = None
-) -> None:
+def sync_models(trials: list[FrozenTrial], folder: Path, checkpoints: str, ended: FrozenTrial | None = None) -> None:
     """Weights for front members only, and no checkpoint of a finished trial.
 
     Follows from the storage alone, so it can be run at any time and mends what a crash left half done; with
     `ended`, only that trial's checkpoint is looked at. `checkpoints` is a path or URI.
     """
-    checkpoints = checkpoints or checkpoints_of(folder)
     models = folder / "models"
     models.mkdir(parents=True, exist_ok=True)
     wanted = {weights_name(trial.number): trial for trial in front_of(trials)}

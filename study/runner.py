@@ -362,7 +362,7 @@ class Results:
         """A trial's end is in the storage."""
         trials = self.study.get_trials(deepcopy=False)
         try:
-            sync_models(trials, self.folder, trials[number], self.checkpoints)
+            sync_models(trials, self.folder, self.checkpoints, trials[number])
         except Unreachable as error:
             logger.warning("weights are fetched later: %s", error)
         start = time.monotonic()

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.special import ndtr
 
 from study.accuracy_models import AccuracyModel
+from study.calibration import n_attack_steps
 from study.forecast import Forecast
 from study.front import hypervolume, non_dominated
 from study.stopping import RunningTrial, accuracies, final_accuracy
@@ -122,7 +123,6 @@ def features(config: TrialConfig, seconds: float, also: Iterable[str] = ()) -> n
     """
     schedule = config.batch_size_schedule
     sizes = batch_sizes(schedule, config.epochs)
-    n_attack_steps = {"natural": 0, "fgsm": 1, "free": config.free_replays}.get(config.training, config.pgd_steps)
     numbers = [
         math.log(max(seconds, 1e-9)),
         math.log(config.epochs),
@@ -138,7 +138,7 @@ def features(config: TrialConfig, seconds: float, also: Iterable[str] = ()) -> n
         config.lr_follows_batch,
         config.nesterov,
         config.eval_statistics == "batch",
-        n_attack_steps,
+        n_attack_steps(config),
         config.trades_beta * (config.training == "trades"),
         *(SELDOM[field](config) for field in also),
     ]

@@ -13,11 +13,11 @@ from trainables.config import (
     AttackNorm,
     DataConfig,
     DatasetName,
+    Depth,
     EvalConfig,
     Frozen,
     one_line,
     require_radius,
-    six_n_plus_two,
 )
 from trainables.errors import InputError, nearest
 from trainables.stores import is_uri, join
@@ -47,7 +47,7 @@ class StudySettings(Frozen):
     timeout: PositiveFloat | None = None  # seconds
     dataset: DatasetName = "digits"
     data_dir: str | None = None
-    depth: int | None = None  # None: the space's own
+    depth: Depth | None = None  # None: the space's own
     attack_norm: AttackNorm = "linf"
     eps: Annotated[float, Field(ge=0)] = 8 / 255  # radius, pixel units
     attack_steps: Annotated[int, Field(ge=1, le=10_000)] = 10
@@ -163,12 +163,8 @@ def from_layers(
         )
     try:
         settings = kind(**{**defaults, **kept, **given})
-        if settings.depth is not None:
-            six_n_plus_two(settings.depth)
     except ValidationError as error:
         raise InputError(one_line(error)) from None
-    except ValueError as error:
-        raise InputError(f"depth: {error}") from None
     if stored is not None:
         refuse_differences(settings, stored)
     return settings

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import optuna
 
 from study import cli, members, storage
 from study.settings import StudySettings
@@ -95,7 +94,6 @@ def require_new(path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return cli.run(command, argv)
 
 

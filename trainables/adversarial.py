@@ -63,30 +63,26 @@ class FreeStep:
     """Free adversarial training: each backward pass serves the weights and the perturbation alike.
 
     The perturbation starts at zero and is carried from batch to batch and from pass to pass. It changes in
-    place, and a batch smaller than the `largest` so far, or announced, uses its first rows.
+    place, and a batch smaller than the `largest` uses its first rows.
 
     Source: Shafahi et al. 2019, Adversarial Training for Free!, arXiv:1904.12843, algorithm 1.
     """
 
-    def __init__(self, eps: float, step_size: float, replays: int, largest: int = 0, norm: str = "linf") -> None:
+    def __init__(self, eps: float, step_size: float, replays: int, largest: int, norm: str) -> None:
         self.eps, self.step_size, self.replays, self.largest, self.norm = eps, step_size, replays, largest, norm
         self.delta: Tensor | None = None  # (N, C, H, W) of the largest batch
 
     def carry(self, images: Tensor) -> list[Tensor]:
         """The perturbation, made for images (N, C, H, W) like these; what a checkpoint and a trial run must restore."""
         if self.delta is None:
-            self._allocate(images, self.largest)
+            empty = torch.zeros(self.largest, *images.shape[1:], device=images.device)
+            self.delta = empty.contiguous(memory_format=torch.channels_last)
         return [self.delta]
-
-    def _allocate(self, images: Tensor, n: int) -> None:
-        empty = torch.zeros(n, *images.shape[1:], device=images.device)
-        self.delta = empty.contiguous(memory_format=torch.channels_last)
 
     def __call__(self, model: nn.Module, optimizer: SGD, x: Tensor, y: Tensor) -> Tensor:
         """`free_replays` updates on one batch; returns their mean loss."""
-        if self.delta is None or len(self.delta) < len(x):
-            self._allocate(x, max(self.largest, len(x)))
-        carried = self.delta[: len(x)]
+        (perturbation,) = self.carry(x)
+        carried = perturbation[: len(x)]
         delta, losses = project(carried, x, self.eps, self.norm), []
         for _ in range(self.replays):
             # A leaf that asks for its gradient: train_step's one backward pass fills it beside the weights'.

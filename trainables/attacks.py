@@ -16,6 +16,7 @@ Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]  # model, images, labels 
 Objective = Callable[[Tensor], Tensor]  # logits (N, K) -> what an attack maximises, summed over examples
 
 TINY = torch.finfo(torch.float32).tiny
+EVAL_BATCH = 256  # images an evaluation judges at once: statistics of the inference batch make accuracy depend on it
 
 
 class Ball(NamedTuple):

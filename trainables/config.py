@@ -30,6 +30,7 @@ Real = Annotated[float, BeforeValidator(number)]
 Flag = Annotated[bool, Strict()]
 PositiveInt = Annotated[Whole, Field(ge=1)]
 BatchSize = Annotated[Whole, Field(ge=1, le=65536)]
+Depth = Annotated[Whole, Field(le=1202), AfterValidator(six_n_plus_two)]
 Eps = Annotated[Real, Field(ge=0)]  # radius in pixel units, images in [0, 1]
 
 # Of a radius. No two images are farther apart in l-inf; in l2 they can be, by the root of their number of pixels.
@@ -135,7 +136,7 @@ class TrialConfig(Frozen):
     convolutions on CUDA; `bf16` (autocast) computes so on any device.
     """
 
-    depth: Annotated[Whole, Field(le=1202), AfterValidator(six_n_plus_two)] = 56
+    depth: Depth = 56
     norm: Norm = "batchnorm"
     eval_statistics: EvalStatistics = "population"
     batch_size_schedule: BatchSizeSchedule = ConstantBatch(size=128)
@@ -171,12 +172,10 @@ class TrialConfig(Frozen):
 
 
 class DataConfig(Frozen):
-    """Which images, and how the training set is split into train and validation."""
+    """Which images."""
 
     name: DatasetName = "digits"
     data_dir: str | None = None
-    validation_fraction: Annotated[Real, Field(gt=0, lt=1)] = 0.2
-    split_seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
 
 
 class EvalConfig(Frozen):

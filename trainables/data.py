@@ -132,8 +132,7 @@ def load(
 
 def configured(config: "DataConfig", device: str | torch.device = "cpu") -> Dataset:
     """The data set that `config` names; raises as `load`."""
-    split = {"validation_fraction": config.validation_fraction, "split_seed": config.split_seed}
-    return load(config.name, config.data_dir, **split, device=device)
+    return load(config.name, config.data_dir, device=device)
 
 
 def resident(images: np.ndarray, labels: np.ndarray, device: str | torch.device) -> Split:

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainables import strong
-from trainables.attacks import accuracy, evaluating, fgsm, is_correct, random_start, robust_accuracy
+from trainables.attacks import EVAL_BATCH, accuracy, evaluating, fgsm, is_correct, random_start, robust_accuracy
 from trainables.hessian import dominant_eigenvalues
 
 logger = logging.getLogger(__name__)
 
-BATCHES = (256, 128, 32, 1)  # sizes of evaluation batches; the first is that of every other evaluation
+BATCHES = (EVAL_BATCH, 128, 32, 1)  # sizes of evaluation batches
 N_HESSIAN = 256  # training images; some hundred passes over them are made
 HESSIAN_TOLERANCE = 1e-2  # of the residual, so that an eigenvalue is good to about the square of it
 
@@ -63,12 +63,12 @@ def batch_dependence(subject: Subject) -> dict[str, float]:
     counts images whose prediction is not the same at all sizes, `n` all images.
     """
     x, y = subject.judged
-    n = len(y) // BATCHES[0] * BATCHES[0] or len(y)
+    n = len(y) // EVAL_BATCH * EVAL_BATCH or len(y)
     x, y = x[:n], y[:n]
     with evaluating(subject.model), torch.no_grad():
         logits = {size: torch.cat([subject.model(images) for images in x.split(size)]) for size in BATCHES}
     predictions = {size: values.argmax(1) for size, values in logits.items()}
-    reference = predictions[BATCHES[0]]
+    reference = predictions[EVAL_BATCH]
     changed = {size: predictions[size] != reference for size in BATCHES[1:]}
     return {
         "n": float(n),
@@ -81,7 +81,7 @@ def batch_dependence(subject: Subject) -> dict[str, float]:
 def fgsm_accuracy(subject: Subject) -> dict[str, float]:
     """Accuracy on images that are classified correctly clean and after one step of FGSM, from the image itself."""
     attack = partial(fgsm, eps=subject.eps, norm=subject.attack_norm)
-    return {"accuracy": robust_accuracy(subject.model, *subject.judged, attack, BATCHES[0])}
+    return {"accuracy": robust_accuracy(subject.model, *subject.judged, attack, EVAL_BATCH)}
 
 
 def noise(subject: Subject) -> dict[str, float]:
@@ -89,7 +89,7 @@ def noise(subject: Subject) -> dict[str, float]:
     x, y = subject.judged
     generator = torch.Generator(x.device).manual_seed(subject.seed)
     noisy = x + random_start(x, subject.eps, subject.attack_norm, generator)
-    return {"accuracy": accuracy(subject.model, noisy, y, BATCHES[0])}
+    return {"accuracy": accuracy(subject.model, noisy, y, EVAL_BATCH)}
 
 
 def strong_attacks(subject: Subject) -> dict[str, float | str]:

@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables.attacks import fraction, pgd, robust_mask
+from trainables.attacks import EVAL_BATCH, fraction, pgd, robust_mask
 from trainables.norms import uses_batch_statistics
 
-BATCH = 256  # images per call of the model, as in every other evaluation
 WHITE_BOX = ("apgd-ce", "apgd-t", "fab-t")  # with "square", the four parts of AutoAttack's standard version
 MORE_STEPS, MORE_RESTARTS = 5, 5  # times those of the PGD that is checked
 EPS_FACTORS = (0.5, 1.0, 2.0, 4.0)
@@ -85,7 +84,7 @@ def under_pgd(attacked: Attacked, more_steps: int = 1, restarts: int = 1) -> Ten
         generator=torch.Generator(x.device).manual_seed(seed),
         drop_fooled=not uses_batch_statistics(model),
     )
-    return robust_mask(model, x, y, attack, BATCH)
+    return robust_mask(model, x, y, attack, EVAL_BATCH)
 
 
 def under_autoattack(attacked: Attacked, parts: tuple[str, ...]) -> Tensor:
@@ -96,7 +95,7 @@ def under_autoattack(attacked: Attacked, parts: tuple[str, ...]) -> Tensor:
     # The library views gradients as (N, -1), which channels-last ones refuse, and fills parameters' `.grad`.
     plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     attack = partial(autoattack, parts=parts, eps=eps, seed=seed, norm=norm)
-    return robust_mask(plain, x.contiguous(), y, attack, BATCH)
+    return robust_mask(plain, x.contiguous(), y, attack, EVAL_BATCH)
 
 
 def autoattack(

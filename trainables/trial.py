@@ -15,7 +15,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from trainables import adversarial, batch_schedules, engine, lr_schedules, probes, timing
-from trainables.attacks import ContinuousPgd, accuracy, fgsm, fraction, pgd, robust_accuracy
+from trainables.attacks import EVAL_BATCH, ContinuousPgd, accuracy, fgsm, fraction, pgd, robust_accuracy
 from trainables.config import EvalConfig, TrialConfig, require_craftable
 from trainables.cuda_graphs import Graphs
 from trainables.data import Dataset, Split, to_float
@@ -26,8 +26,6 @@ from trainables.resnet import resnet
 from trainables.sgd import SGD
 
 logger = logging.getLogger(__name__)
-
-EVAL_BATCH = 256  # fixed: statistics of the inference batch make accuracy depend on it
 
 
 class Diverged(RuntimeError):

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import click
 import numpy as np
-import optuna
 
 from benchmarks.replay import surrogate
 from benchmarks.replay.methods import METHODS
@@ -27,12 +26,11 @@ N_WORKERS = 4
 
 Run = dict[str, object]  # a line of a file: what defines one search, and what came of it
 DEFINES = ("method", "seed", "model", "overhead", "budget")
-KEY = DEFINES[:4]
 
 
 @click.group(name="compare", help=__doc__)
 def command() -> None:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:

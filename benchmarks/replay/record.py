@@ -88,7 +88,6 @@ def train(config: TrialConfig, dataset: data.Dataset) -> dict[str, object]:
 
 def record(path: Path) -> None:
     torch.set_num_threads(1)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     resnet.CHANNELS = CHANNELS
     dataset = data.load("digits", None, validation_fraction=VALIDATION_FRACTION)
     assert len(dataset.train) == N_TRAIN

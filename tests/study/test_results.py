@@ -105,8 +105,8 @@ def test_models_hold_front_members_only_and_finished_trials_leave_no_checkpoint(
         folder = tmp_path / "tune" / "checkpoints" / results.checkpoint_name(number)
         folder.mkdir(parents=True)
         (folder / "weights.safetensors").write_bytes(weights(number))
-    results.sync_models(study.trials, tmp_path)
-    results.sync_models(study.trials, tmp_path)
+    results.sync_models(study.trials, tmp_path, str(tmp_path / "tune" / "checkpoints"))
+    results.sync_models(study.trials, tmp_path, str(tmp_path / "tune" / "checkpoints"))
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["0000.safetensors", "0001.safetensors"]
     assert load_file(tmp_path / "models" / "0001.safetensors")["number"] == 1
     assert [path.name for path in (tmp_path / "tune" / "checkpoints").iterdir()] == ["0004"]
@@ -116,7 +116,7 @@ def test_weights_of_a_member_that_became_dominated_are_removed(study, tmp_path):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "0001.safetensors").write_bytes(weights(1))
     add(study, 0.35, 4.0)
-    results.sync_models(study.trials, tmp_path)
+    results.sync_models(study.trials, tmp_path, str(tmp_path / "tune" / "checkpoints"))
     assert list((tmp_path / "models").iterdir()) == []
 
 
@@ -127,7 +127,7 @@ def test_weights_that_are_not_the_members_are_replaced_by_its_own(study, tmp_pat
     own = tmp_path / "tune" / "checkpoints" / results.checkpoint_name(1)
     own.mkdir(parents=True)
     (own / "weights.safetensors").write_bytes(weights(1))
-    results.sync_models(study.trials, tmp_path)
+    results.sync_models(study.trials, tmp_path, str(tmp_path / "tune" / "checkpoints"))
     assert load_file(tmp_path / "models" / "0001.safetensors")["number"] == 1
 
 

@@ -211,7 +211,7 @@ def test_free_carries_its_perturbation_through_replays_and_batches(step_size, at
 
 def test_free_keeps_its_perturbation_in_place():
     model, optimizer = with_optimizer(linear_model())
-    recipe = FreeStep(EPS, EPS, 2)
+    recipe = FreeStep(EPS, EPS, 2, largest=4, norm="linf")
     recipe(model, optimizer, *batch(4))
     address = recipe.delta.data_ptr()
     for size in (4, 2, 4):
