@@ -80,9 +80,10 @@ def probability_on_front(
 ) -> np.ndarray:
     """How often each member is on the members' front, when seeds and examples are drawn anew from those there are.
 
-    A resample draws examples with replacement, the same for all members, who were judged on the same images; and for
-    each member as many of its seeds as it has, whose accuracy and seconds stay together. Of one seed, nothing is known
-    of the spread over seeds; of few, too little: the mean of n of them varies by the factor (n - 1) / n too little.
+    A resample draws examples with replacement, the same for all members, who were judged on the same images; and moves
+    each member's mean by what other seeds would have made of it: multivariate Student's t with the covariance of its
+    own seeds' accuracy and seconds, so that few seeds leave much open. Of one seed nothing is known of the spread over
+    seeds, and such a member is more doubtful than this says.
 
     Args:
         robust: Of each member (seeds, examples) of bool: which examples each seed's network leaves right.
@@ -93,7 +94,8 @@ def probability_on_front(
     Returns:
         (members,), each a fraction of the resamples.
 
-    Source: Efron 1979, "Bootstrap methods: another look at the jackknife".
+    Source: Efron 1979, "Bootstrap methods: another look at the jackknife", for the examples; the posterior of a normal
+    mean under Jeffreys' prior for the seeds.
     """
     masks = [np.asarray(mask, dtype=float) for mask in robust]
     times = [np.asarray(values, dtype=float) for values in seconds]
@@ -104,17 +106,21 @@ def probability_on_front(
         if mask.shape != (len(values), n_examples) or not mask.size:
             raise ValueError(f"robust: shape {mask.shape} given; accepted: ({len(values)}, {n_examples}), not empty")
     rng = np.random.default_rng(seed)
-    every, ends = np.concatenate(masks), np.cumsum([len(values) for values in times])[:-1]
+    mean_masks = np.stack([mask.mean(axis=0) for mask in masks])
+    found = [np.stack([mask.mean(axis=1), values]) for mask, values in zip(masks, times, strict=True)]  # (2, seeds)
+    deviations = [each - each.mean(axis=1, keepdims=True) for each in found]
     counts = np.zeros(len(masks))
     for first in range(0, n_resamples, CHUNK):
         n = min(CHUNK, n_resamples - first)
         draws = [np.bincount(rng.integers(n_examples, size=n_examples), minlength=n_examples) for _ in range(n)]
-        accuracies = np.split(every @ (np.stack(draws, axis=1) / n_examples), ends)  # of each member (seeds, n)
-        means = []  # of each member (n, 2): accuracy and seconds of each resample
-        for accuracy, values in zip(accuracies, times, strict=True):
-            drawn = rng.integers(len(values), size=(len(values), n))
-            means.append([np.take_along_axis(accuracy, drawn, axis=0).mean(axis=0), values[drawn].mean(axis=0)])
-        counts += sum(non_dominated(points) for points in np.asarray(means).transpose(2, 0, 1))
+        accuracies = mean_masks @ (np.stack(draws, axis=1) / n_examples)  # (members, n)
+        points = np.stack([accuracies, np.broadcast_to([[each.mean()] for each in times], accuracies.shape)], axis=1)
+        for means, deviation in zip(points, deviations, strict=True):
+            n_seeds = deviation.shape[1]
+            if n_seeds > 1:
+                scale = np.sqrt(rng.chisquare(n_seeds - 1, size=n) * n_seeds)
+                means += deviation @ rng.normal(size=(n_seeds, n)) / scale
+        counts += sum(non_dominated(each) for each in points.transpose(2, 0, 1))
     return counts / n_resamples
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from study.front import hypervolume, knee, non_dominated, probability_by_examples, probability_on_front
 
@@ -88,17 +89,13 @@ def test_no_points_have_no_front_and_no_knee():
 
 
 def enumerated(robust, seconds):
-    """Probability of being on the front by its definition: every draw of examples, times every draw of seeds."""
+    """Probability of being on the front by its definition, of one seed each: every draw of examples."""
     n_examples, count, total = len(robust[0][0]), np.zeros(len(robust)), 0
-    draws_of_seeds = [list(product(range(len(times)), repeat=len(times))) for times in seconds]
     for examples in product(range(n_examples), repeat=n_examples):
-        for drawn in product(*draws_of_seeds):
-            points = [
-                (np.mean([masks[s][e] for s in seeds for e in examples]), np.mean([times[s] for s in seeds]))
-                for masks, times, seeds in zip(robust, seconds, drawn, strict=True)
-            ]
-            on_front = [not any(beats(other, point) for other in points) for point in points]
-            count, total = count + on_front, total + 1
+        points = [
+            (np.mean([mask[e] for e in examples]), time) for (mask,), (time,) in zip(robust, seconds, strict=True)
+        ]
+        count, total = count + [not any(beats(other, point) for other in points) for point in points], total + 1
     return count / total
 
 
@@ -106,13 +103,32 @@ def enumerated(robust, seconds):
     ("robust", "seconds"),
     [
         ([[[1, 0, 0]], [[1, 1, 0]]], [[1.0], [1.0]]),
-        ([[[1, 0], [0, 1]], [[1, 1], [0, 0]]], [[1.0, 4.0], [2.0, 3.0]]),
-        ([[[1, 0], [1, 1]], [[0, 1]], [[1, 1], [0, 0]]], [[1.0, 2.0], [1.5], [1.0, 3.0]]),
+        ([[[1, 0, 1]], [[0, 1, 0]], [[1, 1, 0]]], [[1.0], [1.5], [2.0]]),
     ],
 )
 def test_probability_on_the_front_equals_enumerating_every_draw(robust, seconds):
     found = probability_on_front(robust, seconds, n_resamples=4000)
     assert found == pytest.approx(enumerated(robust, seconds), abs=0.04)  # five standard errors
+
+
+@pytest.mark.parametrize("times", [[1.0, 3.0], [1.0, 2.0, 3.0], [1.0, 1.5, 2.0, 2.5, 3.0]])
+def test_what_other_seeds_would_have_taken_follows_students_t(times):
+    robust = [np.ones((len(times), 4)), np.ones((1, 4))]
+    slower = stats.ttest_1samp(times, 2.4, alternative="less").pvalue  # that their mean is above 2.4
+    found = probability_on_front(robust, [times, [2.4]], n_resamples=4000)
+    assert found == pytest.approx([1 - slower, slower], abs=0.04)
+
+
+@pytest.mark.parametrize("n_seeds", [2, 3, 5])
+def test_of_two_equal_members_neither_is_called_certain_more_often_than_it_may(n_seeds):
+    """The second is slower, so it is on the front where it is more accurate: at evens, whatever the seeds show."""
+    rng, certain = np.random.default_rng(0), 0
+    for _ in range(200):
+        images = rng.normal(0, 1.6, 300)
+        robust = [images + rng.normal(0, 0.3, (n_seeds, 1)) + rng.normal(0, 0.8, (n_seeds, 300)) > 0 for _ in range(2)]
+        found = probability_on_front(robust, [[1.0] * n_seeds, [2.0] * n_seeds], n_resamples=200)
+        certain += not 0.05 < found[1] < 0.95
+    assert certain / 200 < 0.1
 
 
 def test_certain_members_have_probability_one_and_dominated_ones_none():
