@@ -13,10 +13,11 @@ confirmed.csv, a row per member, those first that were fastest:
     n_attack_examples   the first of them, for AutoAttack and the gates
     objective           `measured` or `calibrated`: what seconds_* are
     clean_*, adversarial_*, autoattack_*, seconds_*
-                        each _mean, _std (of seeds; empty for one seed), _low, _high (95 % Student t interval over
-                        seeds; empty where it has no bounds: one seed, or all seeds equal). Accuracies are fractions on
-                        test images; `adversarial` is under the search's own PGD; seconds are measured training seconds
-                        (calibrated ones where GPUs of several kinds trained), whatever the search's are
+                        each _mean, _std (of seeds; empty for one seed), _low, _high (95 % interval: of seconds
+                        Student's t over seeds, empty where it has no bounds, for one seed or equal ones; of accuracies
+                        over seeds and test images, see `accuracy_interval`). Accuracies are fractions on test images;
+                        `adversarial` is under the search's own PGD; seconds are measured training seconds (calibrated
+                        ones where GPUs of several kinds trained), whatever the search's are
     autoattack_pgd      mean accuracy under the search's PGD on the same images as autoattack_*, to compare with it
     front_probability   that the member is on the front of all that were confirmed: resampled seeds and examples
     gates_failed        names of the gates that failed, joined by "; "; empty where all passed
@@ -54,7 +55,7 @@ from study.front import probability_on_front
 from study.lock import driver_lock
 from study.members import ConfirmSettings, Member, configuration, default_members, fresh_seeds, role
 from study.papers.claims import interval
-from study.results import attack_text, front_of, is_complete, trials_frame
+from study.results import attack_text, front_of, is_complete, trials_frame, wilson
 from study.settings import Objective, StudySettings
 from study.sole_writer import SoleWriter
 from trainables.config import TrialConfig
@@ -225,15 +226,42 @@ def confirmed_frame(
 
 
 def spread(name: str, runs: Sequence[FrozenTrial]) -> dict[str, float | None]:
-    """Mean, standard deviation and 95 % interval over seeds of one quantity, as columns; None where there is none."""
+    """Mean, deviation over seeds and 95 % interval of one quantity, as columns; None where there is none."""
     values = [QUANTITIES[name](run) for run in runs]
     if not values:
         return {f"{name}_{what}": None for what in ("mean", "std", "low", "high")}
-    mean, low, high, n = interval(values)
-    most = np.inf if name == "seconds" else 1.0
-    bounds = (max(low, 0.0), min(high, most)) if np.isfinite(low) else (None, None)
-    deviation = stdev(values) if n > 1 else None
-    return {f"{name}_mean": mean, f"{name}_std": deviation, f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
+    if name == "seconds":
+        _, low, high, _ = interval(values)
+        bounds = (max(low, 0.0), high) if np.isfinite(low) else (None, None)
+    else:
+        attrs = runs[0].user_attrs
+        bounds = accuracy_interval(
+            values, int(attrs["probes"]["strong.n"] if name == "autoattack" else attrs["n_examples"])
+        )
+    deviation = stdev(values) if len(values) > 1 else None
+    return {
+        f"{name}_mean": fmean(values),
+        f"{name}_std": deviation,
+        f"{name}_low": bounds[0],
+        f"{name}_high": bounds[1],
+    }
+
+
+def accuracy_interval(accuracies: Sequence[float], n_examples: int) -> tuple[float, float]:
+    """95 % interval of a recipe's accuracy from networks of several seeds, judged on the same `n_examples` images.
+
+    Seeds and images are samples both: the distances of Student's t interval over seeds and of Wilson's over images,
+    squared and added. Conservative, since what images do to single networks is in both. Of one seed, or of seeds that
+    agree, the images' alone.
+
+    Source: Zou, Donner 2008, "Construction of confidence limits about effect measures: a general approach".
+    """
+    mean, _, high, _ = interval(accuracies)
+    over_seeds = high - mean if np.isfinite(high) else 0.0
+    least, most = wilson(mean, n_examples)
+    nearest = round(mean * n_examples) / n_examples  # which `wilson` is of
+    low, high = mean - np.hypot(over_seeds, nearest - least), mean + np.hypot(over_seeds, most - nearest)
+    return max(float(low), 0.0), min(float(high), 1.0)
 
 
 def front_probabilities(runs: Runs) -> dict[int, float]:
@@ -263,7 +291,7 @@ def gates_frame(
 
 
 def printed(table: pd.DataFrame) -> Table:
-    """For a terminal: means, and half the width of their intervals."""
+    """For a terminal: means, and the farther ends of their intervals."""
     drawn = Table(title="Confirmed on test, fastest first", title_justify="left")
     for heading in ("trial", "seeds", "seconds", "adversarial", "AutoAttack | PGD", "clean", "on front", "gates"):
         drawn.add_column(heading, justify="left" if heading in ("trial", "gates") else "right", no_wrap=True)
@@ -289,7 +317,7 @@ def cell(row: Mapping[str, object], name: str, digits: int) -> str:
     mean, low, high = (row[f"{name}_{what}"] for what in ("mean", "low", "high"))
     if pd.isna(mean):
         return "–"
-    return f"{mean:.{digits}f}" + ("" if pd.isna(low) else f" ± {(high - low) / 2:.{digits}f}")
+    return f"{mean:.{digits}f}" + ("" if pd.isna(low) else f" ± {max(mean - low, high - mean):.{digits}f}")
 
 
 def notes(
@@ -304,7 +332,8 @@ def notes(
     if len(complete):
         first = complete.iloc[0]
         lines.append(
-            f"± is half a 95 % Student t interval over seeds. Adversarial: {attack_text(settings.attack)}, "
+            "±: the farther end of the 95 % interval, of accuracies over seeds and images, of seconds over seeds. "
+            f"Adversarial: {attack_text(settings.attack)}, "
             f"{first['n_examples']} test images. AutoAttack (standard) beside that PGD, and gates: "
             f"the first {first['n_attack_examples']} of them. On front: probability, over seeds and images."
         )

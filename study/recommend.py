@@ -370,7 +370,7 @@ def lines(choice: Choice, study: optuna.Study, trial: FrozenTrial, folder: Path,
     images = f"{taken.n_examples} {'test' if taken.autoattack else 'validation'} images"
     interval_of = "" if math.isnan(taken.adversarial_interval[0]) else "; 95 % interval, Wilson"
     if interval_of and taken.autoattack:
-        interval_of = "; 95 % interval, over seeds"
+        interval_of = "; 95 % interval, over images" + (" and seeds" if taken.n_seeds > 1 else "")
     shown = [
         f"#{taken.number} {taken.name}",
         "",

@@ -44,7 +44,8 @@ def measure(attacked: Attacked, n_strong: int) -> dict[str, float | str]:
         pgd: Accuracy under the PGD in question, `converged` with five times its steps and five restarts.
         autoattack: Under AutoAttack's standard version.
         square_alone: Share of images that Square, which sees only logits, fools and the converged PGD does not.
-        eps.R: Accuracy under the PGD in question at radius R.
+        eps.R: Accuracy under the PGD in question at radius R; the largest is `grey_radius`.
+        commonest: Share of the commonest class: the most that can be right where all images can be made the same.
         robust: All images, packed by `pack`: whether the PGD in question leaves them right.
     """
     first = attacked._replace(x=attacked.x[:n_strong], y=attacked.y[:n_strong])
@@ -63,6 +64,7 @@ def measure(attacked: Attacked, n_strong: int) -> dict[str, float | str]:
         "autoattack": fraction(white & black),
         "square_alone": fraction(converged & ~black),
         **{f"eps.{eps:.4g}": fraction(under_pgd(first._replace(eps=eps))) for eps in radii},
+        "commonest": (torch.bincount(first.y).max() / len(first.y)).item(),
         "robust": pack(under_pgd(attacked)),
     }
 

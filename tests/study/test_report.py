@@ -229,7 +229,7 @@ def test_confirmed_seconds_are_told_from_the_searchs(results):
     names = {own: figures.front(trials, own, confirmed).data[-2].name for own in ("measured", "calibrated")}
     assert names["measured"] == "confirmed: test, mean over seeds"
     assert names["calibrated"] == "confirmed: test, mean over seeds, measured seconds"
-    assert "among those confirmed; seconds are measured" in page.page(trials, SETTINGS, "calibrated", results / "mine")
+    assert "Seconds are measured.</p>" in page.page(trials, SETTINGS, "calibrated", results / "mine")
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,9 @@ def test_every_attack_agrees_on_a_linear_model(n_classes, norm, radii):
     assert found["n"] == n
     assert found["pgd"] == found["converged"] == found["autoattack"] == pytest.approx(share)
     assert found["square_alone"] == 0
+    assert found["commonest"] == pytest.approx(
+        max((y[:n] == label).float().mean().item() for label in range(n_classes))
+    )
     assert found["robust"] == strong.pack(robust)
     accuracies = [found[f"eps.{eps}"] for eps in radii]
     assert accuracies == sorted(accuracies, reverse=True)
