@@ -187,11 +187,12 @@ class Trainer:
         self.number += 1
 
     def _begin(self, lrs: Sequence[float]) -> None:
+        # First, since a copy from the host waits for what the device has been asked before.
+        self.lrs[: len(lrs)].copy_(torch.tensor(lrs, dtype=torch.float64))
         if self.augmentation != "none":
             self.images.images.copy_(augment(self.split.images, self.augmentation, self.generator))
         n = len(self.split)
         self.order.copy_(torch.randperm(n, generator=self.generator, device=self.order.device))
-        self.lrs[: len(lrs)].copy_(torch.tensor(lrs, dtype=torch.float64))
         self.total.zero_()
         self._rewind()
 

@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 
 CONTROL = "nvidia-cuda-mps-control"
+BESIDE_DRIVER = "/usr/local/nvidia/bin"  # where containers often have the driver's programs, on the PATH or not
 PROBE = "import torch; torch.zeros(1, device='cuda').item()"
 SECONDS = 60.0  # that starting, asking and stopping may take
 
@@ -45,7 +47,7 @@ def _start(environment: Mapping[str, str]) -> str:
     """Starts a daemon that a process can use; returns why it can't be, or nothing."""
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}  # the daemon keeps what it is given
     try:
-        subprocess.run([CONTROL, "-d"], env=environment, check=True, timeout=SECONDS, **silent)
+        subprocess.run([_control(), "-d"], env=environment, check=True, timeout=SECONDS, **silent)
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)
     try:  # in a container, say, it may start and answer nobody
@@ -59,10 +61,14 @@ def _start(environment: Mapping[str, str]) -> str:
     return ""
 
 
+def _control() -> str:
+    return shutil.which(CONTROL) or shutil.which(CONTROL, path=BESIDE_DRIVER) or CONTROL
+
+
 def _told(words: str, environment: Mapping[str, str]) -> int | None:
     """The daemon's status after it was told something; None where there is no answer."""
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
-        return subprocess.run([CONTROL], env=environment, input=words.encode(), timeout=SECONDS, **silent).returncode
+        return subprocess.run([_control()], env=environment, input=words.encode(), timeout=SECONDS, **silent).returncode
     except (OSError, subprocess.SubprocessError):
         return None

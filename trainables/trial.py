@@ -249,9 +249,12 @@ class Trial:
         n_examples = evaluation.examples if last else evaluation.curve_examples
         use_test = last and evaluation.split == "test"
         x, y = first_examples(self.dataset.test if use_test else self.dataset.validation, n_examples)
+        adversarial_accuracy = self._adversarial_accuracy(
+            x, y, last
+        )  # first: it prepares cuDNN's kernels for its shapes
         row = {
             "clean_accuracy": accuracy(model, x, y, EVAL_BATCH),
-            "adversarial_accuracy": self._adversarial_accuracy(x, y, last),
+            "adversarial_accuracy": adversarial_accuracy,
             "n_examples": len(y),
         }
         if self.config.training == "fgsm" or "strong" in evaluation.probes:

@@ -110,7 +110,7 @@ def test_kernels_are_counted_at_each_batch_size(monkeypatch):
 
 
 def test_no_kernels_seen_is_no_count(monkeypatch):
-    said, counts = [], iter([0, 7])
+    said, counts = [], iter([{}, {"conv": [5.0, 7.0, 3.0], "add": [1.0]}])
     monkeypatch.setattr(engine, "profiled_kernels", lambda call: next(counts))
     settings = replace(engine.SMOKE, norms=("fixup",))
     train, _ = engine.images(settings)
@@ -118,7 +118,9 @@ def test_no_kernels_seen_is_no_count(monkeypatch):
     for _ in range(2):
         with engine.said_if_it_fails(said.append, {}):
             said.append(engine.launched(replace(settings, device="cuda"), trainer, 4))
-    assert said == [{"failed": "RuntimeError: the profiler saw no kernel"}, {"kernels": 7, "counted_by": "profiler"}]
+    time = {"most time: how often, mean microseconds": {"conv": [3, 5.0], "add": [1, 1.0]}}
+    counted = {"kernels": 4, "counted_by": "profiler"} | time
+    assert said == [{"failed": "RuntimeError: the profiler saw no kernel"}, counted]
 
 
 @pytest.mark.parametrize("name", engine.SECTIONS)
@@ -248,7 +250,7 @@ def test_a_loader_that_fails_costs_its_own_cell_alone(error, monkeypatch):
     failed = [row for row in said if "failed" in row]
     assert [(row["training"], row["variant"]) for row in failed] == [("natural", "plain")]
     assert str(error) in failed[0]["failed"] and type(error).__name__ in failed[0]["failed"]
-    assert len(said) == 2 * (len(engine.PLAIN) + len(engine.VARIANTS))  # two trainings
+    assert len(said) == 2 * (len(engine.PLAIN) + len(engine.variants("batchnorm", first=True)))  # two trainings
 
 
 def test_a_packed_process_that_fails_costs_the_other_way_nothing(monkeypatch):
@@ -261,8 +263,22 @@ def test_a_packed_process_that_fails_costs_the_other_way_nothing(monkeypatch):
     monkeypatch.setattr(engine, "mps", lambda: nullcontext(""))
     monkeypatch.setattr(engine, "packed_processes", packed)
     engine.packing(engine.SMOKE, said.append)
-    assert [row["how"] for row in said] == ["processes", "processes with MPS"]
+    assert [row["how"] for row in said] == ["processes with MPS", "processes"]
     assert all(row["failed"] == "a packed process ended" for row in said)
+
+
+def test_a_packed_process_that_dies_ends_the_wait():
+    settings, start = replace(engine.SMOKE, packing_cells=((4, "no such norm"),), packed=(1,)), time.perf_counter()
+    with pytest.raises(RuntimeError, match="ended or hung before it said ready"):
+        list(engine.packed_processes(settings))
+    assert time.perf_counter() - start < 120
+
+
+def test_torchs_own_batch_norm_is_batch_norm():
+    nets = [engine.network(engine.SMOKE, norm) for norm in ("batchnorm", engine.NATIVE)]
+    x = torch.rand(4, 3, 8, 8)
+    torch.testing.assert_close(*(net(x) for net in nets))
+    torch.testing.assert_close(*(dict(net.named_buffers()) for net in nets))
 
 
 def test_no_section_goes_on_beyond_the_end_of_all(monkeypatch):
@@ -272,9 +288,11 @@ def test_no_section_goes_on_beyond_the_end_of_all(monkeypatch):
     for end in (1000.0, 107.0, 90.0):
         assert engine.measured("kernels", engine.Settings(), [], end)["status"] == "complete"
     assert limits == [engine.SECTIONS["kernels"][1], 7.0, 1.0]
+    engine.measured("kernels", engine.Settings(), [], 1000.0, stretch=2.0)
+    assert limits[-1] == 2 * engine.SECTIONS["kernels"][1]
 
 
-@pytest.mark.parametrize(("returned", "status"), [(0, "complete"), (1, "failed"), (None, "cut off after 45 s")])
+@pytest.mark.parametrize(("returned", "status"), [(0, "complete"), (1, "failed"), (None, "cut off after 60 s")])
 def test_a_sections_status_is_how_its_process_ended(returned, status, monkeypatch):
     monkeypatch.setattr(engine, "within", lambda seconds, command, environment: returned)
     assert engine.measured("kernels", engine.Settings(), [], math.inf)["status"] == status
@@ -368,7 +386,7 @@ def test_processes_without_mps_find_no_daemon(monkeypatch, tmp_path):
     monkeypatch.setattr(engine, "mps", lambda: nullcontext(""))
     monkeypatch.setattr(engine, "packed_processes", packed)
     engine.packing(engine.SMOKE, lambda row: None)
-    (without, there), (with_mps, files) = found.items()
+    (with_mps, files), (without, there) = found.items()
     assert there == [] and not Path(without).exists()
     assert (with_mps, files) == (str(tmp_path), ["control"])
     assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path)

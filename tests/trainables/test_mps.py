@@ -68,5 +68,14 @@ def test_one_that_does_not_start_is_said(machine):
 
 def test_without_nvidias_program_there_is_none(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(mps, "BESIDE_DRIVER", str(tmp_path))
     with mps.mps() as refusal:
         assert "nvidia-cuda-mps-control" in refusal
+
+
+def test_it_is_found_beside_the_driver_too(machine, monkeypatch):
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.setattr(mps, "BESIDE_DRIVER", str(machine))
+    with mps.mps() as refusal:
+        assert refusal == ""
+    assert asked(machine) == ["start", "quit"]
