@@ -19,7 +19,7 @@ from rich.console import Console
 from study import calibration, images, page, runner, search, spaces, storage
 from study.lock import driver_lock
 from study.progress import Progress, front_table
-from study.results import front_hypervolume, is_complete, sync_models, write_study_json, write_tables
+from study.results import front_hypervolume, is_complete, slowest, sync_models, write_study_json, write_tables
 from study.sampling import Draw
 from study.settings import StudySettings
 from study.sole_writer import SoleWriter
@@ -173,7 +173,8 @@ def finish(study: optuna.Study, settings: StudySettings, console: Console, endin
     write_tables(study, settings.folder)
     page.write(study, settings.folder)
     console.print(front_table(trials))
-    console.print(f"hypervolume {front_hypervolume(trials):.4g} accuracy x seconds", highlight=False)
+    volume = f"hypervolume {front_hypervolume(trials):.4g} accuracy x seconds, to {slowest(trials):.3g} s"
+    console.print(volume, highlight=False)
     if timing := calibration.error_text(trials):
         console.print(timing, highlight=False, soft_wrap=True)
     files = ("report.html", "front.png", "front.csv", "trials.csv", "study.json", "space.py", "models/")

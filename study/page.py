@@ -29,6 +29,7 @@ from study.results import (
     promised,
     read_confirmed,
     read_gates,
+    slowest,
     wilson,
 )
 from trainables.files import write_whole
@@ -53,7 +54,8 @@ def write(study: optuna.Study, folder: Path) -> None:
 
 def title(trials: Sequence[FrozenTrial], settings: Row) -> str:
     n, volume = sum(is_complete(trial) for trial in trials), front_hypervolume(trials)
-    return f"{settings['name']}: {settings['dataset']}, {n} complete trials, hypervolume {volume:.4g}"
+    reach = f" to {slowest(trials):.3g} s" if n else ""
+    return f"{settings['name']}: {settings['dataset']}, {n} complete trials, hypervolume {volume:.4g}{reach}"
 
 
 def page(
@@ -86,6 +88,7 @@ def page(
         members=member_rows(trials),
         bought=bought(trials),
         hypervolume=front_hypervolume(trials),
+        slowest=slowest(trials),
         gains=None if None in gains else [percent(gain) for gain in gains],
         device_hours=sum(map(figures.device_seconds, figures.ended(trials))) / 3600,
         n_with_bars=figures.N_WITH_BARS,

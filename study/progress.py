@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from study.results import GAIN, describe, front_hypervolume, front_of, percent, promised, wilson
+from study.results import GAIN, describe, front_hypervolume, front_of, percent, promised, slowest, wilson
 
 HEARTBEAT = 30.0  # seconds between plain lines when no trial ends
 
@@ -53,11 +53,12 @@ class Snapshot:
 
     def line(self) -> str:
         left, gain = self.seconds_left, promised(self.trials, GAIN)
+        volume = f"hypervolume {front_hypervolume(self.trials):.3g} to {slowest(self.trials):.3g} s"
+        promise = "" if gain is None else f", another trial promises {percent(gain)} by the sampler's measure"
         return (
             f"{self.done}/{self.target} done, {self.running} running, {self.failed} failed"
             f"{f', {self.stopped} stopped early' if self.stopped else ''}; "
-            f"front {len(front_of(self.trials))}, hypervolume {front_hypervolume(self.trials):.3g}"
-            f"{'' if gain is None else f', another trial promises {percent(gain)} more'}; "
+            f"front {len(front_of(self.trials))}, {volume}{promise}; "
             f"elapsed {clock(self.elapsed)}, left {'?' if left is None else 'about ' + clock(left)}"
         )
 

@@ -212,7 +212,8 @@ def basis_lines(
     """
     ended, found = storage.n_finished(study), []
     if candidates:
-        found.append("Figures are confirmed: fresh seeds, test images.")
+        flattered = f" The best of {len(candidates)} by these is a little flattered." if len(candidates) > 1 else ""
+        found.append(f"Figures are confirmed: fresh seeds, test images.{flattered}")
         if missing:
             numbers = ", ".join(f"#{trial.number}" for trial in missing)
             found.append(

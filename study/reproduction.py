@@ -177,10 +177,13 @@ def measured_of(columns: tuple[Column, ...], label: str, trials: Trials) -> list
 
 
 def cell(column: Column, measured: Measured, short: bool) -> str:
-    """`44.9 [41.5, 48.3]`, or short, `44.9 ± 3.4`."""
+    """`44.9 [41.5, 48.3]`, or short, `44.9 ± 3.4`; of seeds that did or didn't, `1 of 3`."""
     if not measured.n:
         return "–"
-    mean, low, high = (f"{value * column.factor:.{column.digits}f}" for value in measured[:3])
+    if column.counts:
+        return f"{round(measured.estimate * measured.n)} of {measured.n}"
+    bounds = max(measured.low, column.least), min(measured.high, column.most)
+    mean, low, high = (f"{value * column.factor:.{column.digits}f}" for value in (measured.estimate, *bounds))
     if not math.isfinite(measured.high):
         return mean
     half = (measured.high - measured.low) / 2 * column.factor

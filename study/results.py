@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -58,15 +58,21 @@ def front_hypervolumes(trials: list[FrozenTrial]) -> list[float]:
 
     The reference point is accuracy 0 and the slowest of them all, so that the values compare.
     """
-    complete = [trial.values for trial in trials if is_complete(trial)]
-    slowest = max((values[1] for values in complete), default=0.0)
-    return [hypervolume(complete[: i + 1], (0.0, slowest)) for i in range(len(complete))]
+    complete, most = [trial.values for trial in trials if is_complete(trial)], slowest(trials)
+    return [hypervolume(complete[: i + 1], (0.0, most)) for i in range(len(complete))]
+
+
+def slowest(trials: Iterable[FrozenTrial]) -> float:
+    """Seconds of the slowest complete trial; 0 where there is none."""
+    return max((trial.values[1] for trial in trials if is_complete(trial)), default=0.0)
 
 
 def front_hypervolume(trials: list[FrozenTrial]) -> float:
-    """Hypervolume of the front, from accuracy 0 and the slowest complete trial's seconds."""
-    complete = [trial.values for trial in trials if is_complete(trial)]
-    return hypervolume(complete, (0.0, max(values[1] for values in complete))) if complete else 0.0
+    """Hypervolume of the front, from accuracy 0 and the slowest complete trial's seconds.
+
+    So a trial that is slower than all before adds to it even if it is not on the front; `front_hypervolumes` compare.
+    """
+    return hypervolume([trial.values for trial in trials if is_complete(trial)], (0.0, slowest(trials)))
 
 
 def promised(trials: list[FrozenTrial], gain: str) -> float | None:

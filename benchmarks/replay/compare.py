@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from scipy import stats
 
 from benchmarks.replay import surrogate
 from benchmarks.replay.methods import METHODS
@@ -195,7 +196,7 @@ def show(paths: tuple[Path, ...], budgets: str, linear: bool, chosen: bool, ours
         for budget in at:
             column = rows[:, int(np.searchsorted(grid, budget))]
             if np.isfinite(column).all():
-                spread = 1.96 * column.std(ddof=1) / np.sqrt(len(column)) if len(column) > 1 else np.nan
+                spread = half_interval(column) if len(column) > 1 else np.nan
                 cells.append(f"{budget:g} s: {column.mean():.2f} ± {spread:.2f}")
                 if chosen:
                     cells[-1] += f", {dominated_share(searches, method, budget):.0%} of it truly dominated"
@@ -205,6 +206,12 @@ def show(paths: tuple[Path, ...], budgets: str, linear: bool, chosen: bool, ours
         click.echo(f"{method}: " + "; ".join(cells))
     if figure:
         draw(searches, grid, figure)
+
+
+def half_interval(rows: np.ndarray) -> np.ndarray:
+    """Half of Student's 95 % interval of the mean over the first axis."""
+    n = len(rows)
+    return stats.t.ppf(0.975, n - 1) * rows.std(0, ddof=1) / np.sqrt(n)
 
 
 def draw(searches: Sequence[Run], grid: np.ndarray, path: Path) -> None:
@@ -220,7 +227,7 @@ def draw(searches: Sequence[Run], grid: np.ndarray, path: Path) -> None:
         found = curves(searches, grid, log)
         for method in [name for name in DRAWN if name in found]:
             rows = found[method]
-            mean, error = rows.mean(0), 1.96 * rows.std(0, ddof=1) / np.sqrt(len(rows))
+            mean, error = rows.mean(0), half_interval(rows)
             axes.plot(grid, mean, label=f"{method} ({len(rows)} seeds)" if log else None)
             axes.fill_between(grid, mean - error, mean + error, alpha=0.15)
         together = volume(ended, np.inf, log)

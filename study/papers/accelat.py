@@ -193,7 +193,7 @@ PAPER = Paper(
     columns=(
         Column("epochs to target", "epochs_to_target", 1, 1),
         Column("seconds to target", "seconds_to_target", 1, 1),
-        Column("reached it, share", "reached", 1, 2),
+        Column("reached it", "reached", counts=True),
         ADVERSARIAL,
         Column("white-box FGSM %", "fgsm.accuracy", 100, 1),
         CLEAN,

@@ -155,8 +155,8 @@ PAPER = Paper(
     columns=(
         ADVERSARIAL,
         CLEAN,
-        Column("eigenvalue 1", "hessian.1", 1, 2),
-        Column("eigenvalue 2", "hessian.2", 1, 2),
+        Column("eigenvalue 1", "hessian.1", 1, 2, least=-math.inf),
+        Column("eigenvalue 2", "hessian.2", 1, 2, least=-math.inf),
         SECONDS,
     ),
     draw=draw,

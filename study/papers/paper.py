@@ -27,6 +27,12 @@ class Column(NamedTuple):
     name: str  # in `Trials`
     factor: float = 1.0
     digits: int = 2
+    least: float = 0.0  # that it can be, where an interval ends too
+    counts: bool = False  # of seeds that did or didn't
+
+    @property
+    def most(self) -> float:
+        return 1.0 if self.factor == 100 else math.inf
 
 
 CLEAN = Column("clean %", "clean_accuracy", 100, 1)

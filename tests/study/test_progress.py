@@ -30,7 +30,8 @@ def test_a_line_says_what_another_trial_would_add_where_the_sampler_knows():
     study = optuna.create_study(directions=DIRECTIONS)
     for gain, text in ((25.914, "2,590"), (0.125, "12.5"), (0.000125, "0.0125")):
         study.ask().set_user_attr("expected_gain", gain)
-        assert f", another trial promises {text} % more; elapsed" in Snapshot(study.trials, 10, 60.0, 0).line()
+        line = Snapshot(study.trials, 10, 60.0, 0).line()
+        assert f", another trial promises {text} % by the sampler's measure; elapsed" in line
 
 
 def test_the_time_left_follows_this_runs_pace():

@@ -180,7 +180,10 @@ def test_what_another_trial_should_add_is_shown_where_the_sampler_knows(results)
     trials[-1].set_user_attr("expected_gain", 0.0312)
     trials[-1].set_user_attr("expected_gain_per_hour", 12.344)
     shown = page.page(trials, SETTINGS, "measured", results)
-    assert "another trial promises</dt><dd>3.12 %<small>more hypervolume, at 1,230 % per device-hour" in shown
+    assert (
+        "another trial promises</dt><dd>3.12 %<small>more, by the sampler's measure, at 1,230 % per device-hour"
+        in shown
+    )
 
 
 def test_an_unfinished_study_has_a_report_that_says_so(results, capsys):

@@ -13,10 +13,10 @@ import pytest
 from optuna.trial import TrialState
 from scipy import stats
 
-from study import reproduce
+from study import reproduce, reproduction
 from study.papers import accelat, adaptive_batch, lr_batch_ratio, robustnorm
 from study.papers.claims import Measured, by_seed, interval, ratio_interval, slopes, text, verdict
-from study.papers.paper import trial_configs
+from study.papers.paper import CLEAN, SECONDS, Column, trial_configs
 from study.papers.settings import Scale
 from trainables.batch_schedules import batch_sizes
 from trainables.config import TrialConfig
@@ -509,3 +509,16 @@ def test_more_seeds_are_added_and_other_settings_refused(tmp_path):
         settings_of("robustnorm", seeds=3, **given)
     with pytest.raises(InputError, match=r"scale 'hours' \(the study has 'minutes'\)"):
         settings_of("robustnorm", scale="hours", **given)
+
+
+@pytest.mark.parametrize(
+    ("column", "measured", "shown"),
+    [
+        (CLEAN, Measured(0.985, 0.966, 1.005, 3), "98.5 [96.6, 100.0]"),
+        (SECONDS, Measured(30.4, -19.7, 80.4, 3), "30.4 [0.0, 80.4]"),
+        (Column("eigenvalue", "hessian.1", least=-math.inf), Measured(0.5, -1.0, 2.0, 3), "0.50 [-1.00, 2.00]"),
+        (Column("reached it", "reached", counts=True), Measured(1 / 3, -1.1, 1.77, 3), "1 of 3"),
+    ],
+)
+def test_intervals_end_where_a_quantity_does(column, measured, shown):
+    assert reproduction.cell(column, measured, short=False) == shown
