@@ -5,7 +5,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import click
 import optuna
@@ -89,6 +91,20 @@ def run(command: click.Command, argv: Sequence[str] | None, package: str = "stud
         return _say(f"storage: {storage.cause(error)}; nothing that was stored is lost, the same command goes on", 1)
     except (KeyboardInterrupt, click.Abort):
         return 130
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Ctrl-C inside ends the process: from within what torch imports Python's exception would abort it."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _os_error(error: OSError) -> str:

@@ -13,11 +13,12 @@ from pathlib import Path
 import click
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from study import calibration, images, page, runner, search, spaces, storage
-from study.lock import driver_lock
+from study.lock import driver_lock, require_no_driver
 from study.progress import Progress, front_table
 from study.results import front_hypervolume, is_complete, slowest, sync_models, write_study_json, write_tables
 from study.sampling import Draw
@@ -48,7 +49,7 @@ def conduct(settings: StudySettings, space: Space) -> int:
             written then.
     """
     dataset, seen = images.load(settings)
-    space = spaces.try_out(space, settings, len(dataset.train))
+    space = spaces.try_out(space, settings, len(dataset.train), drawn(settings))
     if settings.sampler == "front":
         spaces.configure(space, settings, Draw(np.random.default_rng(settings.seed)))  # as it will be drawn from
     return carry_out(
@@ -57,6 +58,18 @@ def conduct(settings: StudySettings, space: Space) -> int:
         partial(spaces.configure, space, settings),
         finish,
     )
+
+
+def drawn(settings: StudySettings) -> dict[str, BaseDistribution]:
+    """What the study's trials were drawn from, where more are asked for."""
+    study = storage.existing(settings.storage_url, settings.name)
+    if study is None or storage.n_finished(study) >= settings.trials:
+        return {}
+    return {
+        field: distribution
+        for trial in study.get_trials(deepcopy=False)
+        for field, distribution in trial.distributions.items()
+    }
 
 
 def carry_out(
@@ -92,6 +105,8 @@ def carry_out(
             make_folder(settings)
             stack.enter_context(driver_lock(settings.folder))
         remove_partial(settings.folder)
+        if settings.storage and (existing := storage.existing(settings.storage_url, settings.name)):
+            require_no_driver(existing)
         study = prepare()
         ending = "finished"
         if resources is not None:
@@ -125,8 +140,11 @@ def open_study(settings: StudySettings, space: Space, n_examples: int) -> optuna
     """The study as it stands, trials that a dead driver left behind handed out again."""
     study = storage.open_study(SoleWriter(storage.from_url(settings.storage_url)), settings.name)
     n_existing, configure = len(study.get_trials(deepcopy=False)), partial(spaces.configure, space, settings)
-    study.sampler = search.make_sampler(settings, n_existing, configure, n_examples)
+    make_sampler = partial(search.make_sampler, settings, n_existing, configure, n_examples)
     n_ended = storage.n_finished(study)
+    if settings.max_trial_seconds is not None and n_ended < settings.trials:
+        make_sampler().rehearse(study)
+    study.sampler = make_sampler()
     asked = {"trials": max(settings.trials, n_ended)}  # where fewer are asked for than have ended, none is run
     study.set_user_attr("settings", settings.model_dump(mode="json", exclude=NOT_STORED) | asked)
     if n_ended < settings.trials:  # else nothing is drawn from the space

@@ -88,7 +88,8 @@ def resolve(searched: optuna.Study, given: dict[str, object]) -> ConfirmSettings
 
 
 def run(settings: ConfirmSettings, searched: optuna.Study, chosen: Sequence[Member]) -> int:
-    from study import confirmation  # torch, Ray and scipy take seconds: a typo is answered before
+    with cli.importing():
+        from study import confirmation  # torch, Ray and scipy take seconds: a typo is answered before
 
     confirmation.require_same_search(settings, searched)
     settings = settings.model_copy(update={"trials": confirmation.n_trials(settings, chosen)})

@@ -294,7 +294,8 @@ def printed(table: pd.DataFrame) -> Table:
     """For a terminal: means, and the farther ends of their intervals."""
     drawn = Table(title="Confirmed on test, fastest first", title_justify="left")
     for heading in ("trial", "seeds", "seconds", "adversarial", "AutoAttack | PGD", "clean", "on front", "gates"):
-        drawn.add_column(heading, justify="left" if heading in ("trial", "gates") else "right", no_wrap=True)
+        words = heading in ("trial", "gates")
+        drawn.add_column(heading, justify="left" if words else "right", no_wrap=not words)
     for row in table.to_dict("records"):
         seeds = f"{row['n_seeds']}" + (f" of {row['n_seeds'] + row['n_failed']}" if row["n_failed"] else "")
         failed = row["gates_failed"].count(";") + 1 if row["gates_failed"] else 0

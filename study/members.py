@@ -20,6 +20,9 @@ TIMED_BY = {"concurrent", "cpus_per_trial", "gpus_per_trial"}  # what a training
 class ConfirmSettings(StudySettings):
     """Options of `python -m study.confirm`, under the same names; a study of its own in the search's folder."""
 
+    accepted: ClassVar[str] = (
+        "the same settings; for others move its folder, `confirm` in the search's, elsewhere first"
+    )
     longest_name: ClassVar[int] = StudySettings.longest_name + len("-confirm")
     alone: ClassVar[bool] = True
 

@@ -87,7 +87,8 @@ def command(**given: object) -> int:
     given = {option: value for option, value in given.items() if value is not None}
     settings, space = resolve(given)
     check_storage_path(settings)
-    from study.conduct import conduct  # torch, Ray and plotly take five seconds: a typo is answered before
+    with cli.importing():
+        from study.conduct import conduct  # torch, Ray and plotly take five seconds: a typo is answered before
 
     return conduct(settings, space)
 
@@ -167,6 +168,8 @@ def stored_settings(settings: StudySettings, given: Mapping[str, object] | None 
     if settings.storage is not None:
         storage.require_folder(settings.storage)
     study = storage.existing(settings.storage_url, settings.name)
+    if study is None and settings.storage is None and (held := storage.names(settings.storage_url)):
+        raise InputError(f"name: {folder} holds study {held[0]!r}; accepted: a folder of that name, or a new --name")
     if study is not None and not storage.made_here(study):
         raise InputError(f"name: {settings.name!r} is another program's study in that storage; accepted: a new --name")
     stored = storage.settings_of(study, given or {})

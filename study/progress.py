@@ -87,7 +87,9 @@ def front_table(trials: list[FrozenTrial], title: str = "Pareto front") -> Table
     """The front, fastest first."""
     table = Table(title=title, title_justify="left")
     for heading in ("trial", "seconds", "adversarial [95 %]", "clean", "n", "epochs", "LR/batch"):
-        table.add_column(heading, justify="left" if heading == "trial" else "right", no_wrap=True)
+        # On a narrow terminal a trial's name goes on in the next line, and no number is cut.
+        name = heading == "trial"
+        table.add_column(heading, justify="left" if name else "right", no_wrap=not name, min_width=4)
     for trial in front_of(trials):
         (accuracy, seconds), attrs = trial.values, trial.user_attrs
         low, high = wilson(accuracy, attrs["n_examples"])

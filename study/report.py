@@ -20,7 +20,8 @@ from trainables.errors import InputError
 @cli.of_a_study
 def command(name: str, results_dir: str, url: str | None) -> int:
     study = storage.named(name, results_dir, url)
-    from study import page  # plotly and matplotlib take seconds: a typo is answered before
+    with cli.importing():
+        from study import page  # plotly and matplotlib take seconds: a typo is answered before
 
     require_front(study)
     require_own_folder(study, results_dir, url)

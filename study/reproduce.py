@@ -67,7 +67,8 @@ PAPERS: dict[PaperName, Paper] = {
 def command(**given: object) -> int:
     settings = resolve({option: value for option, value in given.items() if value is not None})
     check_storage_path(settings)
-    from study.reproduction import reproduce  # torch, Ray and plotly take five seconds: a typo is answered before
+    with cli.importing():
+        from study.reproduction import reproduce  # torch, Ray and plotly take five seconds: a typo is answered before
 
     return reproduce(settings, PAPERS[settings.paper])
 

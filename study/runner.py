@@ -24,6 +24,7 @@ from ray.tune.schedulers import FIFOScheduler
 from sqlalchemy.exc import SQLAlchemyError
 
 from study import metrics
+from study.lock import Beat
 from study.logs import CurvesAndHparams
 from study.metrics import StudyMetrics
 from study.progress import Progress
@@ -295,7 +296,10 @@ class StopEarly(FIFOScheduler):
 class Watch(tune.Callback):
     """Carries Tune's events to the searcher and the display, and ends the run where that is safe."""
 
-    def __init__(self, search: StudySearch, stop: StopRequest, progress: Progress, epoch_timeout: float) -> None:
+    def __init__(
+        self, search: StudySearch, stop: StopRequest, progress: Progress, epoch_timeout: float, beat: Beat | None
+    ) -> None:
+        self.beat = beat
         self.search, self.stop, self.progress, self.epoch_timeout = search, stop, progress, epoch_timeout
         self.metrics = StudyMetrics(search.study.study_name)
         self.shown = self.looked = 0.0
@@ -320,6 +324,8 @@ class Watch(tune.Callback):
         if now - self.shown > 1:
             self.shown = now
             try:
+                if self.beat:
+                    self.beat()
                 trials = self.search.study.get_trials(deepcopy=False)
                 self.progress.update(trials)
                 self.metrics.update(trials)
@@ -422,6 +428,9 @@ def run(
     # Tune asks for one node after the other, each after the one before has come, unless told to ask for all.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)
     study.set_user_attr("ray", metrics.addresses())
+    beat = Beat(study) if settings.storage else None  # in a folder of our own its lock says so
+    if beat:
+        beat()
     stop = StopRequest(settings.timeout)
     search = StudySearch(
         study,
@@ -450,7 +459,7 @@ def run(
             storage_path=str(folder / "tune"),
             # The trainable keeps its own checkpoint: Tune's restore loses and doubles trials.
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            callbacks=[Watch(search, stop, progress, settings.epoch_timeout), CurvesAndHparams()],
+            callbacks=[Watch(search, stop, progress, settings.epoch_timeout, beat), CurvesAndHparams()],
             verbose=0,
         ),
     )
@@ -465,6 +474,8 @@ def run(
     finally:
         search.flush()
         requeue_interrupted(study)
+        if beat:
+            beat.end()
         with suppress(Unreachable):
             kept.remove(TIMINGS)  # the study has it by now
             if shared:

@@ -272,6 +272,13 @@ class FrontSampler(BaseSampler):
             self.tell_seconds(self.timer(study))
             self.proposed = {trial.number: self.propose(study.get_trials(deepcopy=False))}
 
+    def rehearse(self, study: Study) -> None:
+        """Raises:
+        InputError: As `propose` would, were a trial proposed now.
+        """
+        self.tell_seconds(self.timer(study))
+        self.propose(study.get_trials(deepcopy=False))
+
     def tell_seconds(self, expected_seconds: Seconds) -> None:
         """What was derived from other seconds is derived anew."""
         if expected_seconds == self.expected_seconds:

@@ -39,6 +39,7 @@ class StudySettings(Frozen):
     """Options of `python -m study.pareto`, under the same names."""
 
     longest_name: ClassVar[int] = 100
+    accepted: ClassVar[str] = "the same settings, or a new --name"
     alone: ClassVar[bool] = False  # one trial at a time, unless each has a GPU of its own
 
     name: str
@@ -187,18 +188,15 @@ def refuse_differences(settings: StudySettings, stored: dict[str, object]) -> No
         if field in stored and value != normalised(stored)[field]
     ]
     if differing:
-        refuse(differing, settings.name)
+        refuse(differing, settings.name, settings.accepted)
 
 
 def difference(field: str, value: object, stored: dict[str, object]) -> str:
     return f"{field} {value!r} (the study has {stored[field]!r})"
 
 
-def refuse(differing: list[str], name: object) -> None:
-    raise InputError(
-        f"name: {name!r} holds a study with other settings: {', '.join(differing)}; "
-        "accepted: the same settings, or a new --name"
-    )
+def refuse(differing: list[str], name: object, accepted: str = StudySettings.accepted) -> None:
+    raise InputError(f"name: {name!r} holds a study with other settings: {', '.join(differing)}; accepted: {accepted}")
 
 
 def fraction(text: str) -> float:

@@ -7,10 +7,16 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    check_distribution_compatibility,
+)
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -153,15 +159,24 @@ def refuse_another_norms_sizes(space: Space, settings: StudySettings, fields: se
         )
 
 
-def try_out(space: Space, settings: StudySettings, n_train: int) -> Space:
+def try_out(
+    space: Space, settings: StudySettings, n_train: int, known: Mapping[str, BaseDistribution] = MappingProxyType({})
+) -> Space:
     """Draw every published configuration and some random ones, so that a mistake shows before anything is written.
+
+    Args:
+        space: As it was loaded.
+        settings: Of the study.
+        n_train: Training images.
+        known: What the study's trials so far were drawn from.
 
     Returns:
         The space, with the published configurations less what is constant: nothing that Optuna would ignore.
 
     Raises:
         InputError: If a configuration is not accepted, a published one is not exactly one of the space, or a
-            batch is larger than the training set.
+            batch is larger than the training set; or a parameter is of another kind than the study's, or has
+            other choices, which Optuna refuses.
     """
     baselines = {}
     study = optuna.create_study(
@@ -174,6 +189,7 @@ def try_out(space: Space, settings: StudySettings, n_train: int) -> Space:
         with warnings.catch_warnings(action="ignore"):  # Optuna's word on what is refused in our own
             config = configure(space, settings, trial)
         refuse_objects(space, trial.distributions)
+        refuse_other_choices(space, trial.distributions, known)
         if label is not None:
             baselines[label] = trial.params
         if config.batch_size_schedule.largest > n_train:
@@ -194,6 +210,31 @@ def refuse_objects(space: Space, distributions: Mapping[str, BaseDistribution]) 
                 raise InputError(
                     f"{field}: choice {choice!r} suggested by {space.path}; accepted: {', '.join(PLAIN_NAMES)}"
                 )
+
+
+def refuse_other_choices(
+    space: Space, distributions: Mapping[str, BaseDistribution], known: Mapping[str, BaseDistribution]
+) -> None:
+    """Raises:
+    InputError: If one is not compatible with what trials of that study were drawn from.
+    """
+    for field in distributions.keys() & known.keys():
+        try:
+            check_distribution_compatibility(known[field], distributions[field])
+        except ValueError:
+            raise InputError(
+                f"{field}: {kind(distributions[field])} suggested by {space.path}, where the study's trials have "
+                f"{kind(known[field])}; accepted: the same, or a new --name"
+            ) from None
+
+
+def kind(distribution: BaseDistribution) -> str:
+    """What Optuna does not let change within a study."""
+    if isinstance(distribution, CategoricalDistribution):
+        return f"choices {', '.join(map(repr, distribution.choices))}"
+    return (
+        f"{type(distribution).__name__.removesuffix('Distribution').lower()}{', log=True' if distribution.log else ''}"
+    )
 
 
 def refuse_inexact(space: Space, label: str, trial: optuna.Trial, constants: Mapping[str, object]) -> None:

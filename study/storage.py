@@ -140,7 +140,7 @@ def named(name: str, results_dir: str, url: str | None, field: str = "name") -> 
     location = url or sqlite_url(file)
     study = existing(location, name)
     if study is None:
-        made = optuna.get_all_study_names(from_url(location)) if _has_studies(location) else []
+        made = names(location)
         if url is None and made:
             raise InputError(f"{field}: {file.parent} holds study {made[0]!r}; accepted: a folder of that name")
         raise InputError(f"{field}: {nearest(name, made)}" if made else f"{field}: {name!r}; accepted: none yet there")
@@ -171,9 +171,10 @@ def made_here(study: optuna.Study) -> bool:
     return study.directions == DIRECTIONS and ("settings" in study.user_attrs or not study.get_trials(deepcopy=False))
 
 
-def _has_studies(url: str) -> bool:
+def names(url: str) -> list[str]:
+    """Of the studies in a storage; makes no SQLite file where there is none."""
     file = _sqlite_file(url)
-    return file is None or file.exists()
+    return [] if file is not None and not file.exists() else optuna.get_all_study_names(from_url(url))
 
 
 def is_unfinished(study: optuna.Study) -> bool:

@@ -34,9 +34,10 @@ def command(
     stored = study.user_attrs["settings"] | ({"data_dir": data_dir} if data_dir else {})
     stored |= {"results_dir": results_dir, "storage": url}
     settings = StudySettings(**{field: stored[field] for field in StudySettings.model_fields if field in stored})
-    from study import images  # torch takes seconds: a typo is answered before
-    from trainables import single
-    from trainables.trial import Diverged
+    with cli.importing():
+        from study import images  # torch takes seconds: a typo is answered before
+        from trainables import single
+        from trainables.trial import Diverged
 
     images.load(settings)
     try:

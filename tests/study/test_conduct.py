@@ -7,7 +7,7 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
-from study import conduct, runner, spaces, storage
+from study import conduct, runner, sampling, spaces, storage
 from study.settings import StudySettings
 from trainables.errors import InputError
 
@@ -189,3 +189,58 @@ def test_a_password_on_the_command_line_is_warned_of_once_and_not_repeated(url, 
     assert (
         err.startswith("storage: the URL holds a password") == seen and "secret" not in err and err.count("\n") == seen
     )
+
+
+CHOICES = "def space(trial):\n    return {{'batch_size_schedule.kind': 'constant', {}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (
+            "'nesterov': False, 'epochs': trial.suggest_categorical('depth', [8, 14]) and 1",
+            "'nesterov': False, 'epochs': trial.suggest_categorical('depth', [8, 14, 20]) and 1",
+            r"depth: choices 8, 14, 20 suggested by .*, where the study's trials have choices 8, 14; accepted: the",
+        ),
+        (
+            "'epochs': 1, 'momentum': 0.5 * (trial.suggest_int('pgd_steps', 1, 3) > 0)",
+            "'epochs': 1, 'momentum': 0.5 * (trial.suggest_int('pgd_steps', 1, 9, log=True) > 0)",
+            "pgd_steps: int, log=True suggested by .*, where the study's trials have int; accepted: the same, or a new",
+        ),
+        (
+            "'epochs': 1, 'momentum': 0.5 * (trial.suggest_int('pgd_steps', 1, 3) > 0)",
+            "'epochs': 1, 'momentum': 0.5 * (trial.suggest_int('pgd_steps', 1, 9) > 0)",
+            None,
+        ),
+    ],
+)
+def test_what_optuna_lets_no_study_change_is_refused_before_anything_is_written(settings, before, after, message):
+    file = settings.folder.parent / "mine.py"
+    settings.folder.mkdir()
+    settings = settings.model_copy(update={"space": str(file), "sampler": "random", "depth": None})
+    file.write_text(CHOICES.format(before + ", 'batch_size_schedule.size': 8"))
+    study = conduct.open_study(settings, spaces.load(str(file)), 1000)
+    spaces.configure(spaces.load(str(file)), settings, study.ask())
+    file.write_text(CHOICES.format(after + ", 'batch_size_schedule.size': 8"))
+    changed = spaces.load(str(file))
+    if message is None:
+        spaces.try_out(changed, settings, 1000, conduct.drawn(settings))
+        return
+    with pytest.raises(InputError, match=message):
+        spaces.try_out(changed, settings, 1000, conduct.drawn(settings))
+
+
+def test_a_limit_that_no_configuration_keeps_is_refused_before_it_is_stored(settings, monkeypatch):
+    settings.folder.mkdir()
+    space = spaces.load("quickstart")
+    conduct.open_study(settings, space, 1000)
+    limited = settings.model_copy(update={"max_trial_seconds": 0.001})
+
+    def none_is_quick_enough(sampler, trials):
+        raise InputError(f"max_trial_seconds: {sampler.max_seconds} given; accepted: at least 4")
+
+    monkeypatch.setattr(sampling.FrontSampler, "propose", none_is_quick_enough)
+    with pytest.raises(InputError, match="max_trial_seconds: 0.001 given; accepted: at least 4"):
+        conduct.open_study(limited, space, 1000)
+    study = storage.named("mine", settings.results_dir, None)
+    assert study.user_attrs["settings"]["max_trial_seconds"] is None

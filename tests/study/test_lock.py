@@ -3,9 +3,11 @@ import multiprocessing
 import os
 import socket
 
+import optuna
 import pytest
 
-from study.lock import driver_lock
+from study import lock
+from study.lock import Beat, driver_lock, require_no_driver
 from trainables.errors import InputError
 
 
@@ -48,3 +50,49 @@ def test_the_lock_is_released_when_the_study_raises(tmp_path):
         raise ZeroDivisionError
     with driver_lock(tmp_path):
         pass
+
+
+@pytest.fixture
+def study():
+    return optuna.create_study(study_name="mine")
+
+
+def beating(study, **changed):
+    Beat(study)()
+    study.set_user_attr("driver", study.user_attrs["driver"] | changed)
+
+
+def test_a_study_without_a_driver_or_whose_driver_died_here_is_free_at_once(study, monkeypatch):
+    monkeypatch.setattr(lock.time, "sleep", pytest.fail)
+    require_no_driver(study)
+    beating(study, pid=2**22 + 1)  # more than Linux hands out
+    require_no_driver(study)
+    beating(study)  # this process itself, as after a container was started again
+    require_no_driver(study)
+    Beat(study).end()
+    require_no_driver(study)
+
+
+def test_a_driver_elsewhere_that_is_silent_has_died(study, monkeypatch, capsys):
+    monkeypatch.setattr(lock, "UNHEARD_SECONDS", 2.0)
+    beating(study, host="elsewhere")
+    require_no_driver(study)
+    assert "was being run by host elsewhere, pid" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", [{"host": "elsewhere"}, {"pid": 1}])
+def test_a_driver_that_lives_is_left_its_study(study, place, monkeypatch):
+    beating(study, **place)
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: beating(study, **place, n=7))
+    with pytest.raises(InputError, match="study 'mine' is being run by host .*; accepted: one driver"):
+        require_no_driver(study)
+
+
+def test_a_driver_is_heard_every_few_seconds(study, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(lock.time, "monotonic", lambda: now[0])
+    beat, heard = Beat(study), []
+    for now[0] in (0.0, 1.0, 4.9, 5.0, 9.9, 10.1):
+        beat()
+        heard.append(study.user_attrs["driver"]["n"])
+    assert heard == [1, 1, 1, 2, 2, 3]

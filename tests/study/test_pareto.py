@@ -347,6 +347,15 @@ def test_a_folder_with_other_files_is_not_taken_over(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "quickstart").iterdir()] == ["thesis.tex"]
 
 
+def test_a_folder_that_was_copied_under_another_name_is_not_begun_anew(tmp_path, capsys):
+    made(StudySettings(name="mine", results_dir=str(tmp_path), eps=0.1))
+    (tmp_path / "mine").rename(tmp_path / "copy")
+    before = sorted((path, path.read_bytes()) for path in (tmp_path / "copy").iterdir())
+    assert pareto.main(["--results-dir", str(tmp_path), "--name", "copy"]) == 2
+    assert "copy holds study 'mine'; accepted: a folder of that name" in capsys.readouterr().err
+    assert sorted((path, path.read_bytes()) for path in (tmp_path / "copy").iterdir()) == before
+
+
 def test_a_folder_of_another_study_is_not_taken_over_by_one_elsewhere(tmp_path, capsys):
     folder, other = tmp_path / "quickstart", f"sqlite:///{tmp_path / 'other.db'}"
     command = ["--results-dir", str(tmp_path), "--storage", other]

@@ -85,5 +85,15 @@ def test_the_table_shows_the_interval_of_each_accuracy():
     assert "0.200 [0.13, 0.29]" in out.getvalue()
 
 
+def test_a_terminal_of_eighty_columns_folds_names_and_cuts_nothing():
+    found = trials(*STATES)
+    for trial in found:
+        trial.user_attrs["label"] = "robustnorm 16→128 pgd"
+    out = io.StringIO()
+    Console(file=out, width=80).print(front_table(found))
+    assert "0.200 [0.13, 0.29]" in out.getvalue() and "…" not in out.getvalue()
+    assert max(map(len, out.getvalue().splitlines())) <= 80
+
+
 def test_durations_read_as_clocks():
     assert [clock(5), clock(65), clock(3725)] == ["0:05", "1:05", "1:02:05"]
