@@ -89,7 +89,7 @@ def front_table(trials: list[FrozenTrial], title: str = "Pareto front") -> Table
     for heading in ("trial", "seconds", "adversarial [95 %]", "clean", "n", "epochs", "LR/batch"):
         # On a narrow terminal a trial's name goes on in the next line, and no number is cut.
         name = heading == "trial"
-        table.add_column(heading, justify="left" if name else "right", no_wrap=not name, min_width=4)
+        table.add_column(heading, justify="left" if name else "right", no_wrap=not name)
     for trial in front_of(trials):
         (accuracy, seconds), attrs = trial.values, trial.user_attrs
         low, high = wilson(accuracy, attrs["n_examples"])
