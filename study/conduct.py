@@ -20,7 +20,16 @@ from rich.console import Console
 from study import calibration, images, page, runner, search, spaces, storage
 from study.lock import driver_lock, require_no_driver
 from study.progress import Progress, front_table
-from study.results import front_hypervolume, is_complete, slowest, sync_models, write_study_json, write_tables
+from study.results import (
+    front_hypervolume,
+    front_of,
+    is_complete,
+    slowest,
+    sync_models,
+    weights_name,
+    write_study_json,
+    write_tables,
+)
 from study.sampling import Draw
 from study.settings import StudySettings
 from study.sole_writer import SoleWriter
@@ -101,12 +110,12 @@ def carry_out(
             stack.enter_context(driver_lock(settings.folder))
         done = storage.count_finished(settings.storage_url, settings.name)
         resources = stack.enter_context(runner.cluster(settings)) if done < settings.trials else None
+        if settings.storage and (existing := storage.existing(settings.storage_url, settings.name)):
+            require_no_driver(existing)
         if not begun:
             make_folder(settings)
             stack.enter_context(driver_lock(settings.folder))
         remove_partial(settings.folder)
-        if settings.storage and (existing := storage.existing(settings.storage_url, settings.name)):
-            require_no_driver(existing)
         study = prepare()
         ending = "finished"
         if resources is not None:
@@ -183,11 +192,16 @@ def keep_space(study: optuna.Study, space: Space, folder: Path) -> None:
 
 def finish(study: optuna.Study, settings: StudySettings, console: Console, ending: str) -> None:
     """Write every result from the storage, and say where it is and what to do next."""
-    trials = study.get_trials(deepcopy=False)
+    trials, models = study.get_trials(deepcopy=False), settings.folder / "models"
     try:
         sync_models(trials, settings.folder, settings.checkpoints)
     except Unreachable as error:
         console.print(f"Weights of the front are missing, the same command fetches them: {error}", soft_wrap=True)
+    else:
+        lost = [trial.number for trial in front_of(trials) if not (models / weights_name(trial.number)).exists()]
+        if lost:  # of a study whose results lay elsewhere, say
+            numbers = ", ".join(f"#{number}" for number in lost)
+            console.print(f"Weights of {numbers} are not in {models}; study.train makes them anew", soft_wrap=True)
     write_tables(study, settings.folder)
     page.write(study, settings.folder)
     console.print(front_table(trials))

@@ -1,14 +1,16 @@
 import hashlib
 import io
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import count
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
-from study import conduct, runner, sampling, spaces, storage
+from study import conduct, lock, runner, sampling, spaces, storage
 from study.settings import StudySettings
+from trainables.config import TrialConfig
 from trainables.errors import InputError
 
 
@@ -244,3 +246,35 @@ def test_a_limit_that_no_configuration_keeps_is_refused_before_it_is_stored(sett
         conduct.open_study(limited, space, 1000)
     study = storage.named("mine", settings.results_dir, None)
     assert study.user_attrs["settings"]["max_trial_seconds"] is None
+
+
+def test_a_study_of_a_storage_has_one_driver_wherever_its_results_lie(settings, monkeypatch):
+    elsewhere = settings.model_copy(update={"storage": f"sqlite:///{settings.folder.parent / 'other.db'}"})
+    study = storage.open_study(storage.from_url(elsewhere.storage), "mine")
+    beats = count()
+
+    def beat(seconds=0.0):
+        study.set_user_attr("driver", {"host": "elsewhere", "pid": 7, "n": next(beats)})
+
+    beat()
+    monkeypatch.setattr(lock.time, "sleep", beat)
+    monkeypatch.setattr(runner, "cluster", lambda settings: nullcontext({"CPU": 2.0}))
+    with pytest.raises(
+        InputError, match="^name: study 'mine' is being run by host elsewhere, pid 7; accepted: one driver"
+    ):
+        conduct.carry_out(elsewhere, pytest.fail, pytest.fail, pytest.fail)
+    assert not settings.folder.exists()
+
+
+def test_weights_that_lie_with_other_results_are_named(settings):
+    settings.folder.mkdir()
+    study = conduct.open_study(settings, spaces.load("quickstart"), 1000)
+    attrs = {"config": TrialConfig().model_dump(mode="json"), "clean_accuracy": 0.9, "n_examples": 60, "curve": []}
+    for seconds in (5.0, 6.0):
+        study.add_trial(optuna.trial.create_trial(values=[0.5, seconds], user_attrs=attrs | {"reason": "finished"}))
+    out = io.StringIO()
+    conduct.finish(study, settings, Console(file=out, width=300), "finished")
+    number = study.best_trials[0].number
+    assert (
+        f"Weights of #{number} are not in {settings.folder / 'models'}; study.train makes them anew" in out.getvalue()
+    )
