@@ -2,12 +2,14 @@
 
 import random
 import shutil
+import socket
 import sqlite3
 import subprocess
 import time
 from contextlib import closing, suppress
 from functools import partial
 
+import optuna
 import psutil
 import pytest
 from optuna.trial import TrialState
@@ -123,3 +125,19 @@ def test_a_storage_that_cannot_be_written_is_one_line_and_changes_nothing(tmp_pa
     said = (tmp_path / "kept.out").read_text().splitlines()[-1]
     assert said.startswith("error: storage: ") and "readonly" in said
     assert database.read_bytes() == before
+
+
+def test_a_second_driver_whose_results_lie_elsewhere_is_refused_and_no_trial_is_trained_twice(tmp_path):
+    url, log = f"sqlite:///{tmp_path / 'both.db'}", tmp_path / "both.log"
+    begin = partial(campaign.start_driver, tmp_path, "both", {}, "--storage", url, epochs=40)
+    first = begin()
+    wait_for_epochs(log, 2)
+    second = begin("--results-dir", str(tmp_path / "elsewhere"))
+    assert second.wait(timeout=120) == 2
+    assert f"is being run by host {socket.gethostname()}, pid {first.pid}" in (tmp_path / "both.out").read_text()
+    assert not (tmp_path / "elsewhere").exists()
+    assert first.wait(timeout=300) == 0
+    study = optuna.load_study(storage=url, study_name="both")
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * campaign.N_TRIALS
+    assert log.read_text().count(" open ") == campaign.N_TRIALS
+    assert not study.user_attrs["driver"]
