@@ -184,6 +184,21 @@ def test_of_one_seed_the_interval_is_that_of_the_images():
     assert confirmation.accuracy_interval([1.0, 1.0], 50) == pytest.approx(wilson(1.0, 50))
 
 
+def test_an_interval_is_by_the_images_of_its_own_accuracy():
+    probes = {"strong.n": 20.0, "strong.autoattack": 0.5}
+    run = create_trial(values=[0.5, 1.0], user_attrs={"clean_accuracy": 0.5, "n_examples": 200, "probes": probes})
+    for name, n in [("clean", 200), ("adversarial", 200), ("autoattack", 20)]:
+        found = confirmation.spread(name, [run])
+        assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx(wilson(0.5, n))
+
+
+def test_what_is_printed_reaches_as_far_as_the_interval():
+    row = {"seconds_mean": 5.0, "seconds_low": 0.0, "seconds_high": 14.0}
+    assert confirmation.cell(row, "seconds", 1) == "5.0 ± 9.0"
+    row = {"clean_mean": 0.1, "clean_low": 0.0, "clean_high": 0.418}
+    assert confirmation.cell(row, "clean", 3) == "0.100 ± 0.318"
+
+
 def test_failing_by_design_is_explained():
     (gate,) = [
         gate
