@@ -74,6 +74,17 @@ def test_ctrl_c_is_answered_by_a_command_that_runs():
     assert found == [signal.default_int_handler]
 
 
+def test_ctrl_c_ends_the_process_while_torch_is_imported():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(ImportError), cli.importing():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+            raise ImportError
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_numbers_may_be_fractions():
     seen = []
     assert cli.run(command_that(lambda eps: seen.append(eps)), ["--eps", "8/255"]) == 0

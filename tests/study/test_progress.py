@@ -22,7 +22,7 @@ STATES = [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL, TrialState.
 def test_a_snapshot_counts_trials_by_state():
     snapshot = Snapshot(trials(*STATES), 10, 60.0, 0)
     assert (snapshot.done, snapshot.failed, snapshot.running) == (2, 1, 1)
-    assert snapshot.line().startswith("2/10 done, 1 running, 1 failed; front 2, hypervolume")
+    assert snapshot.line().startswith("2/10 done, 1 running, 1 failed; front 2, hypervolume 0.1 to 11 s; ")
 
 
 def test_a_line_says_what_another_trial_would_add_where_the_sampler_knows():
