@@ -160,7 +160,8 @@ def images(settings: Settings) -> tuple[Split, Split]:
 
 
 def network(settings: Settings, norm: str, seed: int = 0) -> nn.Module:
-    model = resnet(settings.depth, 10, 3, norm.split(",")[0], generator=torch.Generator().manual_seed(seed))
+    kind = "batchnorm" if norm == NATIVE else norm
+    model = resnet(settings.depth, 10, 3, kind, generator=torch.Generator().manual_seed(seed))
     if norm == NATIVE:
         for module in model.modules():
             if isinstance(module, BatchNorm2d):
@@ -613,11 +614,11 @@ def evaluation(settings: Settings, say: Say) -> None:
             generator = torch.Generator(device).manual_seed(0)
             start = now(settings)
             ours.robust_mask(x[:size], y[:size], generator)
-            prepared = now(settings) - start  # and attacked
+            first_batch_seconds = now(settings) - start
             compare(
                 "continuous batching, fp32",
                 lambda x, y: ours.robust_mask(x, y, generator),
-                first_batch_seconds=prepared,
+                first_batch_seconds=first_batch_seconds,
                 judged="every iterate",
             )
             say({"how": "clean", "accuracy": accuracy(model, x, y, size)})

@@ -19,7 +19,7 @@ confirmed.csv, a row per member, those first that were fastest:
                         `adversarial` is under the search's own PGD; seconds are measured training seconds (calibrated
                         ones where GPUs of several kinds trained), whatever the search's are
     autoattack_pgd      mean accuracy under the search's PGD on the same images as autoattack_*, to compare with it
-    front_probability   that the member is on the front of all that were confirmed: resampled seeds and examples
+    front_probability   that the member is on the front of all that were confirmed, by seeds and examples
     gates_failed        names of the gates that failed, joined by "; "; empty where all passed
     searched_adversarial, searched_seconds
                         what the search measured: one seed, validation images
@@ -235,16 +235,11 @@ def spread(name: str, runs: Sequence[FrozenTrial]) -> dict[str, float | None]:
         bounds = (max(low, 0.0), high) if np.isfinite(low) else (None, None)
     else:
         attrs = runs[0].user_attrs
-        bounds = accuracy_interval(
-            values, int(attrs["probes"]["strong.n"] if name == "autoattack" else attrs["n_examples"])
-        )
+        n_examples = int(attrs["probes"]["strong.n"]) if name == "autoattack" else attrs["n_examples"]
+        bounds = accuracy_interval(values, n_examples)
     deviation = stdev(values) if len(values) > 1 else None
-    return {
-        f"{name}_mean": fmean(values),
-        f"{name}_std": deviation,
-        f"{name}_low": bounds[0],
-        f"{name}_high": bounds[1],
-    }
+    columns = dict(zip(("mean", "std", "low", "high"), (fmean(values), deviation, *bounds), strict=True))
+    return {f"{name}_{what}": value for what, value in columns.items()}
 
 
 def accuracy_interval(accuracies: Sequence[float], n_examples: int) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from optuna.trial import FrozenTrial
 
+from study import cli
 from study.results import front_of, holds_weights, weights_name
 from trainables.config import DataConfig, EvalConfig
 from trainables.errors import InputError
@@ -67,7 +68,8 @@ def make(trials: Sequence[FrozenTrial], settings: dict[str, object], folder: Pat
 
 
 def _attack(trial: FrozenTrial, settings: dict[str, object], weights: Path) -> list[Example]:
-    from trainables import examples  # torch takes seconds that only this part of a report needs
+    with cli.importing():
+        from trainables import examples  # torch takes seconds that only this part of a report needs
 
     images = DataConfig(name=settings["dataset"], data_dir=settings.get("data_dir"))
     attack = {field: settings[field] for field in ("attack_norm", "eps", "attack_steps") if field in settings}

@@ -20,9 +20,6 @@ TIMED_BY = {"concurrent", "cpus_per_trial", "gpus_per_trial"}  # what a training
 class ConfirmSettings(StudySettings):
     """Options of `python -m study.confirm`, under the same names; a study of its own in the search's folder."""
 
-    accepted: ClassVar[str] = (
-        "the same settings; for others move its folder, `confirm` in the search's, elsewhere first"
-    )
     longest_name: ClassVar[int] = StudySettings.longest_name + len("-confirm")
     alone: ClassVar[bool] = True
 
@@ -40,6 +37,10 @@ class ConfirmSettings(StudySettings):
         if value is not None and value != int(value):
             raise ValueError(f"{value} given; accepted: 0, or whole GPUs, since each training is timed alone")
         return value
+
+    @property
+    def accepted(self) -> str:
+        return "the same settings" + ("" if self.storage else f"; for others move {self.folder} elsewhere first")
 
     @property
     def folder(self) -> Path:

@@ -299,8 +299,8 @@ class Watch(tune.Callback):
     def __init__(
         self, search: StudySearch, stop: StopRequest, progress: Progress, epoch_timeout: float, beat: Beat | None
     ) -> None:
-        self.beat = beat
         self.search, self.stop, self.progress, self.epoch_timeout = search, stop, progress, epoch_timeout
+        self.beat = beat
         self.metrics = StudyMetrics(search.study.study_name)
         self.shown = self.looked = 0.0
         self.heard: dict[str, float] = {}  # when each trial last began or reported

@@ -32,6 +32,8 @@ RUN_SETTINGS |= {"stop_early", "max_trial_seconds", "warm_start", "until_gain"}
 
 ADDED_LATER = {"attack_norm": "linf"}  # what studies had before it was a setting
 
+NEW_NAME = "the same settings, or a new --name"
+
 ONLY_FRONT = ("max_trial_seconds", "warm_start", "until_gain")  # what sampler `front` alone is steered by
 
 
@@ -39,7 +41,6 @@ class StudySettings(Frozen):
     """Options of `python -m study.pareto`, under the same names."""
 
     longest_name: ClassVar[int] = 100
-    accepted: ClassVar[str] = "the same settings, or a new --name"
     alone: ClassVar[bool] = False  # one trial at a time, unless each has a GPU of its own
 
     name: str
@@ -101,6 +102,11 @@ class StudySettings(Frozen):
         return Path(self.results_dir) / self.name
 
     @property
+    def accepted(self) -> str:
+        """Where the study has other settings."""
+        return NEW_NAME
+
+    @property
     def threads(self) -> int:
         """That a training computes with on a CPU."""
         return max(1, int(self.cpus_per_trial))
@@ -157,7 +163,7 @@ def from_layers(
         raise InputError(f"DEFAULTS: {nearest(unknown[0], kind.model_fields)}")
     kept = {} if stored is None else ADDED_LATER | stored
     if stored is not None and (norm := given.get("attack_norm", kept["attack_norm"])) != kept["attack_norm"]:
-        refuse([difference("attack_norm", norm, kept)], given["name"])  # before its radius is looked at
+        refuse([difference("attack_norm", norm, kept)], given["name"], NEW_NAME)  # before its radius is looked at
     if given.get("sampler", "front") != "front":  # another one than before is not steered any more
         kept, defaults = (
             {field: value for field, value in layer.items() if field not in ONLY_FRONT} for layer in (kept, defaults)
@@ -195,7 +201,7 @@ def difference(field: str, value: object, stored: dict[str, object]) -> str:
     return f"{field} {value!r} (the study has {stored[field]!r})"
 
 
-def refuse(differing: list[str], name: object, accepted: str = StudySettings.accepted) -> None:
+def refuse(differing: list[str], name: object, accepted: str) -> None:
     raise InputError(f"name: {name!r} holds a study with other settings: {', '.join(differing)}; accepted: {accepted}")
 
 

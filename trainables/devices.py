@@ -83,7 +83,7 @@ def alone(device: torch.device, study: str, patience: float) -> Iterator[None]:
 
 @contextmanager
 def turn(device: torch.device, study: str, what: str, patience: float) -> Iterator[None]:
-    """Be the only one of those on the device that do `what`; it is nobody's otherwise.
+    """Be the only one on the device that does `what`; the device itself stays everybody's.
 
     Raises:
         TimeoutError: If others have not done with it within `patience` seconds.

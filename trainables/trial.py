@@ -249,9 +249,8 @@ class Trial:
         n_examples = evaluation.examples if last else evaluation.curve_examples
         use_test = last and evaluation.split == "test"
         x, y = first_examples(self.dataset.test if use_test else self.dataset.validation, n_examples)
-        adversarial_accuracy = self._adversarial_accuracy(
-            x, y, last
-        )  # first: it prepares cuDNN's kernels for its shapes
+        # First, since it prepares cuDNN's kernels for the shapes that the others meet too.
+        adversarial_accuracy = self._adversarial_accuracy(x, y, last)
         row = {
             "clean_accuracy": accuracy(model, x, y, EVAL_BATCH),
             "adversarial_accuracy": adversarial_accuracy,

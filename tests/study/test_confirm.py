@@ -88,6 +88,20 @@ def test_a_confirmation_is_judged_on_test_and_a_search_is_not(tmp_path):
     assert (settings.eps, settings.attack_steps, settings.depth) == (0.1, 2, 8)
 
 
+def test_a_confirmation_with_other_settings_says_what_can_be_done(tmp_path):
+    searched, given = search(tmp_path), {"results_dir": str(tmp_path)}
+    settings = confirm.resolve(searched, given | {"attack_examples": 4})
+    settings.folder.mkdir()
+    confirmation.prepare(settings, [])
+    with pytest.raises(
+        InputError, match=r"attack_examples 6 \(the study has 4\); accepted: the same settings; for others"
+    ) as error:
+        confirm.resolve(searched, given | {"attack_examples": 6})
+    assert str(error.value).endswith(f"move {settings.folder} elsewhere first")
+    settings.folder.rename(tmp_path / "elsewhere")
+    assert confirm.resolve(searched, given | {"attack_examples": 6}).attack_examples == 6
+
+
 def test_a_confirmation_attacks_in_the_norm_of_its_search(tmp_path):
     searched = search(tmp_path)
     assert confirm.resolve(searched, {"results_dir": str(tmp_path)}).evaluation.attack_norm == "linf"
