@@ -417,6 +417,7 @@ def run(
             "gpu": gpus > 0,
             "shares_gpu": 0 < gpus < 1,
             "epoch_timeout": settings.epoch_timeout,
+            "objective": objective,
         }
 
     kept = store(settings.checkpoints)

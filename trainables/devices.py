@@ -47,22 +47,21 @@ def computing_on(n_threads: int) -> Iterator[None]:
 
 
 @contextmanager
-def shared(device: torch.device, study: str) -> Iterator[None]:
+def shared(device: torch.device, cores: str | None) -> Iterator[None]:
     """Use the device beside others; waits while somebody has it alone, or waits to.
 
     Args:
-        device: A GPU is shared by all that this user runs on the machine, processors by one study's trials, so
-            that studies do not wait for each other there.
-        study: What tells the studies apart.
+        device: A GPU is shared by all that this user runs on the machine.
+        cores: Names the processors, where it is one: who gives the same name shares them. None: nobody else has them.
     """
     with ExitStack() as stack:
-        with _lock(device, study, "gate", fcntl.LOCK_EX):
-            stack.enter_context(_lock(device, study, "room", fcntl.LOCK_SH))
+        with _lock(device, cores, "gate", fcntl.LOCK_EX):
+            stack.enter_context(_lock(device, cores, "room", fcntl.LOCK_SH))
         yield
 
 
 @contextmanager
-def alone(device: torch.device, study: str, patience: float) -> Iterator[None]:
+def alone(device: torch.device, cores: str | None, patience: float) -> Iterator[None]:
     """Have the device without anybody that uses `shared`; those who have it finish, those who come wait.
 
     A process that dies leaves no lock.
@@ -73,8 +72,8 @@ def alone(device: torch.device, study: str, patience: float) -> Iterator[None]:
     end = time.monotonic() + patience
     try:
         with (
-            _lock(device, study, "gate", fcntl.LOCK_EX, end),
-            _lock(device, study, "room", fcntl.LOCK_EX, end),
+            _lock(device, cores, "gate", fcntl.LOCK_EX, end),
+            _lock(device, cores, "room", fcntl.LOCK_EX, end),
         ):
             yield
     finally:
@@ -82,22 +81,25 @@ def alone(device: torch.device, study: str, patience: float) -> Iterator[None]:
 
 
 @contextmanager
-def turn(device: torch.device, study: str, what: str, patience: float) -> Iterator[None]:
+def turn(device: torch.device, cores: str | None, what: str, patience: float) -> Iterator[None]:
     """Be the only one on the device that does `what`; the device itself stays everybody's.
 
     Raises:
         TimeoutError: If others have not done with it within `patience` seconds.
     """
     door = f"turn-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
-    with _lock(device, study, door, fcntl.LOCK_EX, time.monotonic() + patience):
+    with _lock(device, cores, door, fcntl.LOCK_EX, time.monotonic() + patience):
         yield
 
 
 @contextmanager
-def _lock(device: torch.device, study: str, door: str, kind: int, end: float = math.inf) -> Iterator[None]:
+def _lock(device: torch.device, cores: str | None, door: str, kind: int, end: float = math.inf) -> Iterator[None]:
+    if device.type == "cpu" and cores is None:
+        yield
+        return
     folder = Path(tempfile.gettempdir()) / f"trial-devices-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    with open(folder / f"{_identity(device, study)}.{door}", "w") as file:
+    with open(folder / f"{_identity(device, cores)}.{door}", "w") as file:
         while not _taken(file, kind):
             if time.monotonic() > end:
                 raise TimeoutError(f"{name(device)} is in use by others")
@@ -113,7 +115,7 @@ def _taken(file: TextIO, kind: int) -> bool:
     return True
 
 
-def _identity(device: torch.device, study: str) -> str:
+def _identity(device: torch.device, cores: str) -> str:
     if device.type == "cuda":
         return str(torch.cuda.get_device_properties(device).uuid)
-    return f"{device.type}-{hashlib.sha256(study.encode()).hexdigest()[:16]}"
+    return f"{device.type}-{hashlib.sha256(cores.encode()).hexdigest()[:16]}"

@@ -34,10 +34,11 @@ class RayTrial(tune.Trainable):
     `evaluation` (fields of TrialConfig, DataConfig, EvalConfig), `folder` (the place of the trial's checkpoint, a
     path or URI), `shared` (a place and a file that the driver wrote there; None where trials run on the driver's
     host), `threads`, `gpu` (whether it was given one: Ray hides no GPU from those that asked for none), `shares_gpu`
-    (whether others train on its GPU), `epoch_timeout` (seconds after which an epoch counts as hung), `timings` (a place
-    that the study's workers share), `timing_key` (names what a step's seconds depend on, e.g. network, norm and
-    training) and `seconds_per_step`: by kind of device, then batch size, those that the driver knows for this key. What
-    was measured since goes along with the first report as `calibration`.
+    (whether others train on its GPU), `epoch_timeout` (seconds after which an epoch counts as hung), `objective` (which
+    seconds count, `measured` or `calibrated`), `timings` (a place that the study's workers share), `timing_key` (names
+    what a step's seconds depend on, e.g. network, norm and training) and `seconds_per_step`: by kind of device, then
+    batch size, those that the driver knows for this key. What was measured since goes along with the first report as
+    `calibration`.
 
     The trial's own failures (diverged, out of memory, an exception) end it with a last result that
     says `failure`, so that Tune does not retry them. What the machine does (a killed process, a lost
@@ -95,7 +96,7 @@ class RayTrial(tune.Trainable):
                 trial.load_state_dict(state)
         self.news = {"earlier": list(trial.curve)}
         if not trial.done:
-            with devices.shared(device, self._study), watchdog(timeout):  # not while another measures
+            with devices.shared(device, self._cores), watchdog(timeout):  # not while another measures
                 trial.warm_up()
             self._calibrate(trial)
         self.trial, self.folder = trial, folder
@@ -111,11 +112,11 @@ class RayTrial(tune.Trainable):
         place, name = store(self.config["timings"]), quote(f"{kind} {self.config['timing_key']}.json", safe=" ,")
         timeout = self.config["epoch_timeout"]
         try:
-            with devices.turn(trial.device, self._study, name, CALIBRATION_PATIENCE):
+            with devices.turn(trial.device, self.config["timings"], name, CALIBRATION_PATIENCE):
                 with watchdog(timeout):
                     known = by_size(json.loads(place.read(name) or "{}")) | told
                 if trial.untimed(known):
-                    with devices.alone(trial.device, self._study, CALIBRATION_PATIENCE), watchdog(timeout):
+                    with devices.alone(trial.device, self._cores, CALIBRATION_PATIENCE), watchdog(timeout):
                         known |= trial.calibrate(known)
                         place.write(name, json.dumps(known).encode())
         except TimeoutError as error:  # a hung neighbour must not hold up the others
@@ -126,12 +127,15 @@ class RayTrial(tune.Trainable):
         self.news["calibration"] = {"device": kind, "seconds_per_step": news}
 
     @property
-    def _study(self) -> str:
-        """What tells it apart from other studies on this device: a place that its workers alone share."""
-        return self.config["timings"]
+    def _cores(self) -> str | None:
+        """Who else uses its processors: where measured seconds count, nobody, and none waits while it calibrates.
+
+        Where calibrated ones do, the study's workers may share them. What names these is a place that they alone have.
+        """
+        return self.config["timings"] if self.config["objective"] == "calibrated" else None
 
     def _watched_epoch(self) -> dict[str, float]:
-        with devices.shared(self.trial.device, self._study), watchdog(self.config["epoch_timeout"]):
+        with devices.shared(self.trial.device, self._cores), watchdog(self.config["epoch_timeout"]):
             return self._train_epoch()
 
     def _train_epoch(self) -> dict[str, float]:

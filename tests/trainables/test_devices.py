@@ -15,12 +15,12 @@ def own_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
 
 
-def shared(study="a"):
-    return devices.shared(CPU, study)
+def shared(cores="a"):
+    return devices.shared(CPU, cores)
 
 
-def alone(study="a", patience=30):
-    return devices.alone(CPU, study, patience)
+def alone(cores="a", patience=30):
+    return devices.alone(CPU, cores, patience)
 
 
 def enter(lock, entered):
@@ -95,6 +95,11 @@ def test_patience_ends_and_lets_the_others_on():
 def test_studies_do_not_wait_for_each_others_processors():
     with alone("a"):
         assert entering(lambda: shared("b")).wait(5)
+
+
+def test_nobody_waits_for_cores_that_are_his_own():
+    with alone(None):
+        assert entering(lambda: shared(None)).wait(5)
 
 
 def hold(folder, held):

@@ -18,7 +18,7 @@ CONFIG = TrialConfig(depth=8, batch_size_schedule=ConstantBatch(size=400), epoch
 def worker(tmp_path):
     """Makes the worker of a trial."""
 
-    def make(number: int, config: TrialConfig = CONFIG) -> RayTrial:
+    def make(number: int, config: TrialConfig = CONFIG, objective: str = "measured") -> RayTrial:
         return RayTrial(
             {
                 "number": number,
@@ -34,6 +34,7 @@ def worker(tmp_path):
                 "gpu": False,
                 "shares_gpu": False,
                 "epoch_timeout": 60.0,
+                "objective": objective,
                 "seconds_per_step": {},
             }
         )
@@ -54,10 +55,20 @@ def test_what_one_worker_measures_all_use_and_each_tells_the_driver(worker, tmp_
 def test_who_needs_what_another_has_measured_waits_for_no_epoch(worker, monkeypatch):
     first = worker(1).step()
     monkeypatch.setattr(ray_trainable, "CALIBRATION_PATIENCE", 0.1)
-    second, third = worker(2), worker(3, CONFIG.model_copy(update={"training": "fgsm"}))
+    second = worker(2, objective="calibrated")
+    third = worker(3, CONFIG.model_copy(update={"training": "fgsm"}), "calibrated")
     with devices.shared(torch.device("cpu"), second.config["timings"]):  # a neighbour's epoch
         assert second.step()["calibrated_seconds"] == first["calibrated_seconds"]
         assert third.step()["calibrated_seconds"] is None  # nobody has measured it
+
+
+def test_where_each_has_cores_of_its_own_nobody_waits_for_one_that_calibrates(worker, monkeypatch):
+    monkeypatch.setattr(ray_trainable, "CALIBRATION_PATIENCE", 0.1)
+    first = worker(1)
+    with devices.shared(torch.device("cpu"), first.config["timings"]):  # a neighbour's epoch
+        assert first.step()["calibrated_seconds"] > 0
+    with devices.alone(torch.device("cpu"), first.config["timings"], 1):  # and its calibration
+        assert first.step()["done"]
 
 
 def test_a_resumed_trial_crafts_its_images_while_nobody_measures(worker, monkeypatch):
