@@ -1,8 +1,8 @@
 """Trials per hour of a study, beside a plain Ray Tune script that trains the same trials.
 
 Command: python -m benchmarks.throughput --depth 56 --rounds 2 --repeats 3 --concurrent 2 --out throughput.json
-Measured: 2.13 times as many trials per hour (2.08 and 2.17 in 2 rounds), and 1.68 times as many with `--rounds 3` alone
-(1.63 to 1.72), on two cores of an AMD EPYC, torch 2.15.0, Ray 2.60.0; every timing is in benchmarks/results,
+Measured: 2.15 times as many trials per hour (in both of 2 rounds), and 1.85 times as many with `--rounds 3` alone
+(1.84 to 1.86), on two cores of an AMD EPYC, torch 2.15.0, Ray 2.60.0; every timing is in benchmarks/results,
 throughput-two-cores-15-trials.json and throughput-two-cores.json.
 Needs torchattacks, which `make test` installs; run it on an otherwise idle machine.
 Hardware and versions: those of the run; both are in its JSON.
