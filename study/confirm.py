@@ -11,8 +11,8 @@ import click
 import optuna
 
 from study import cli, members, storage
+from study.folders import check_room, check_storage_path, require_own_folder
 from study.members import ConfirmSettings, Member
-from study.pareto import check_room, check_storage_path, require_own_folder
 from study.settings import from_layers
 from trainables.errors import InputError
 

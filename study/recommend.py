@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial
 from safetensors import SafetensorError, safe_open
 
 from study import cli, members, storage
+from study.folders import require_own_folder
 from study.front import knee, non_dominated
-from study.pareto import require_own_folder
 from study.results import (
     attack_text,
     describe,

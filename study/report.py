@@ -12,7 +12,7 @@ import click
 import optuna
 
 from study import cli, storage
-from study.pareto import require_own_folder
+from study.folders import require_own_folder
 from trainables.errors import InputError
 
 

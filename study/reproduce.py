@@ -11,10 +11,10 @@ from typing import get_args
 import click
 
 from study import cli
+from study.folders import check_storage_path, refuse_another_kind, stored_settings
 from study.papers import accelat, adaptive_batch, lr_batch_ratio, robustnorm
 from study.papers.paper import Paper, trial_configs
 from study.papers.settings import PaperName, Protocol, ReproductionSettings, Scale
-from study.pareto import check_storage_path, refuse_another_kind, stored_settings
 from study.settings import from_layers
 from trainables.errors import InputError, nearest
 

@@ -18,7 +18,7 @@ import torch
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 
-from study import conduct, pareto, reproduce, spaces, storage, train
+from study import conduct, folders, pareto, reproduce, spaces, storage, train
 from study.front import non_dominated
 from study.settings import StudySettings, from_layers
 from trainables import data
@@ -321,7 +321,7 @@ def test_more_than_the_machine_has_is_refused(option, field, tmp_path, capsys):
 
 def test_a_full_disk_is_a_mistake_before_anything_is_written(tmp_path, monkeypatch, capsys):
     usage = type("Usage", (), {"free": 5_000_000})
-    monkeypatch.setattr(pareto.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: usage)
     assert pareto.main(["--results-dir", str(tmp_path / "results")]) == 2
     assert "5 MB free" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
@@ -381,7 +381,7 @@ def test_a_folder_stays_its_studys_when_the_space_has_moved(tmp_path):
     ]:
         written = {"settings": {"name": "mine", "space": space, "eps": eps}}
         (tmp_path / "study.json").write_text(json.dumps(written))
-        assert pareto.made_with(tmp_path, study) is same
+        assert folders.made_with(tmp_path, study) is same
 
 
 @pytest.mark.parametrize("directions", [["maximize"], ["maximize", "minimize"]])
@@ -493,7 +493,7 @@ def test_a_study_older_than_the_norm_goes_on_in_linf(tmp_path):
     written = {field: value for field, value in study.user_attrs["settings"].items() if field != "attack_norm"}
     settings.folder.mkdir(exist_ok=True)
     (settings.folder / "study.json").write_text(json.dumps({"settings": written}))
-    assert pareto.made_with(settings.folder, study)  # one of them was written by an earlier version
+    assert folders.made_with(settings.folder, study)  # one of them was written by an earlier version
     study.set_user_attr("settings", written)
     space = tmp_path / "old.py"
     space.write_text(Path(spaces.load("quickstart").path).read_text() + 'DEFAULTS |= {"attack_norm": "l2", "eps": 0.5}')
@@ -544,7 +544,7 @@ def test_a_confirmation_is_neither_continued_nor_learned_from(tmp_path, capsys):
 
 
 def test_a_folder_that_cannot_be_written_is_a_mistake_before_anything_is_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pareto.os, "access", lambda path, mode: str(path) != str(tmp_path))
+    monkeypatch.setattr(folders.os, "access", lambda path, mode: str(path) != str(tmp_path))
     assert pareto.main(["--results-dir", str(tmp_path / "results")]) == 2
     assert "cannot be written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
