@@ -58,6 +58,10 @@ def conduct(settings: StudySettings, space: Space) -> int:
             written then.
     """
     dataset, seen = images.load(settings)
+    if settings.eval_examples > (there := len(dataset.validation)):
+        click.echo(
+            f"eval_examples: {settings.eval_examples} given; the validation set has {there}, all count", err=True
+        )
     space = spaces.try_out(space, settings, len(dataset.train), drawn(settings))
     if settings.sampler == "front":
         spaces.configure(space, settings, Draw(np.random.default_rng(settings.seed)))  # as it will be drawn from

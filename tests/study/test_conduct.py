@@ -31,6 +31,15 @@ def test_a_study_that_another_process_begins_while_ray_starts_is_left_to_it(sett
     assert list(settings.folder.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "n, said", [(300, ""), (301, "eval_examples: 301 given; the validation set has 300, all count\n")]
+)
+def test_more_validation_images_than_there_are_is_said(n, said, settings, monkeypatch, capsys):
+    monkeypatch.setattr(conduct, "carry_out", lambda *args: 0)
+    assert conduct.conduct(settings.model_copy(update={"eval_examples": n}), spaces.load("quickstart")) == 0
+    assert capsys.readouterr().err == said
+
+
 def test_the_command_to_go_on_names_what_is_not_stored_with_the_study(settings):
     elsewhere = settings.model_copy(update={"address": "auto", "storage": "postgresql://me@host/db"})
     expected = (
