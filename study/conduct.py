@@ -58,16 +58,19 @@ def conduct(settings: StudySettings, space: Space) -> int:
             written then.
     """
     dataset, seen = images.load(settings)
-    if settings.eval_examples > (there := len(dataset.validation)):
-        click.echo(
-            f"eval_examples: {settings.eval_examples} given; the validation set has {there}, all count", err=True
-        )
     space = spaces.try_out(space, settings, len(dataset.train), drawn(settings))
     if settings.sampler == "front":
         spaces.configure(space, settings, Draw(np.random.default_rng(settings.seed)))  # as it will be drawn from
+
+    def prepare() -> optuna.Study:
+        if settings.eval_examples > (there := len(dataset.validation)):
+            asked = f"eval_examples: {settings.eval_examples} are more than the validation set has"
+            click.echo(f"{asked}: all {there} count", err=True)
+        return images.kept(seen, partial(open_study, settings, space, len(dataset.train)))
+
     return carry_out(
         settings,
-        partial(images.kept, seen, partial(open_study, settings, space, len(dataset.train))),
+        prepare,
         partial(spaces.configure, space, settings),
         finish,
     )

@@ -1,6 +1,5 @@
 """Search spaces: found by name or path, tried out before a study starts, turned into trial configurations."""
 
-import importlib.util
 import sys
 import traceback
 import warnings
@@ -60,7 +59,7 @@ def load(name_or_path: str) -> Space:
             raise InputError(f"space: {name_or_path!r} given, no such file; accepted: a Python file or a space's name")
     else:
         raise InputError(f"space: {nearest(name_or_path, names())}, or a path to a Python file")
-    module = _execute(path)
+    module, source = _execute(path)
     function = getattr(module, "space", None)
     if not callable(function):
         raise InputError(f"space: {path} has no function `space`; accepted: a file with space(trial) -> dict")
@@ -81,18 +80,20 @@ def load(name_or_path: str) -> Space:
                 raise InputError(f"BASELINES: {label!r}: parameter {field!r} given; accepted: a field's name")
             if type(value) not in PLAIN:
                 raise InputError(f"BASELINES: {label!r}: {field}: {value!r} given; accepted: {', '.join(PLAIN_NAMES)}")
-    return Space(path, function, baselines, defaults, path.read_bytes())
+    return Space(path, function, baselines, defaults, source)
 
 
-def _execute(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"space_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look for it there
+def _execute(path: Path) -> tuple[ModuleType, bytes]:
+    """The file as a module, and what stood in it then; unlike an import, leaves no `__pycache__` beside it."""
+    module = ModuleType(f"space_{path.stem}")
+    module.__file__ = str(path.absolute())
+    sys.modules[module.__name__] = module  # dataclasses look for it there
     try:
-        spec.loader.exec_module(module)
+        source = path.read_bytes()
+        exec(compile(source, module.__file__, "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         raise _users_line(path, error) from None
-    return module
+    return module, source
 
 
 def _users_line(path: Path, error: BaseException) -> InputError:

@@ -32,11 +32,12 @@ def test_a_study_that_another_process_begins_while_ray_starts_is_left_to_it(sett
 
 
 @pytest.mark.parametrize(
-    "n, said", [(300, ""), (301, "eval_examples: 301 given; the validation set has 300, all count\n")]
+    "n, said", [(300, ""), (301, "eval_examples: 301 are more than the validation set has: all 300 count\n")]
 )
 def test_more_validation_images_than_there_are_is_said(n, said, settings, monkeypatch, capsys):
-    monkeypatch.setattr(conduct, "carry_out", lambda *args: 0)
-    assert conduct.conduct(settings.model_copy(update={"eval_examples": n}), spaces.load("quickstart")) == 0
+    monkeypatch.setattr(conduct, "carry_out", lambda settings, prepare, *rest: prepare())
+    settings.folder.mkdir()
+    conduct.conduct(settings.model_copy(update={"eval_examples": n}), spaces.load("quickstart"))
     assert capsys.readouterr().err == said
 
 

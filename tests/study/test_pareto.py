@@ -280,6 +280,7 @@ def space(trial):
 )
 def test_a_mistake_gets_one_line_and_status_2_and_writes_nothing(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)  # as Python is by itself: no __pycache__ either
     for name, text in SPACES.items():
         (tmp_path / name).write_text(text)
     assert pareto.main(["--results-dir", "results", *arguments]) == 2
