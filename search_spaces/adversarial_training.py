@@ -3,8 +3,9 @@
 Nikfam, Marchisio, Martina and Shafique 2022, AccelAT, arXiv:2210.06888: an LR that follows the
 accuracy's gradient, against other schedules. Batches of 128 and 50 epochs are those of the authors'
 code; it fine-tunes ImageNet's weights without momentum, and here networks start from scratch with
-LR 0.1 and momentum 0.9. Beside them stand the quicker recipes in the form that Wong, Rice and
-Kolter 2020, arXiv:2001.03994, and Zhang et al. 2019, arXiv:1901.08573 (TRADES), give them.
+LR 0.1 and momentum 0.9. Beside them stand the quicker recipes, with the largest LR, the epochs and
+the replays of Wong, Rice and Kolter 2020, arXiv:2001.03994, and, for TRADES, the steps and beta of
+Zhang et al. 2019, arXiv:1901.08573; the shapes of their LR schedules and the weight decay are ours.
 Trainings are 10 to 50 epochs long, so that a study fits on one GPU.
 
 Training uses the norm and the radius that the study attacks with, `--attack-norm` and `--eps`.
@@ -32,7 +33,7 @@ BASELINES = {
     "PGD, one cycle": {**PGD, "lr_schedule": "onecycle"},
     "FGSM": {**SHARED, "lr_batch_ratio": 0.2 / 128, "training": "fgsm", "lr_schedule": "onecycle", "epochs": 15},
     "Free": {**SHARED, "lr_batch_ratio": 0.04 / 128, "training": "free", "free_replays": 8}
-    | {"lr_schedule": "onecycle", "epochs": 11},
+    | {"lr_schedule": "onecycle", "epochs": 10},
     "TRADES": {**SHARED, "training": "trades", "pgd_steps": 10, "trades_beta": 6.0}
     | {"lr_schedule": "multistep", "epochs": 50},
 }

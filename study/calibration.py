@@ -103,10 +103,13 @@ def _blocks(key: str) -> int:
 
 
 def _passes(key: str) -> float:
-    """Forward and backward passes of one training step; free training's replays serve weights and images at once."""
+    """Forward and backward passes of one training step; free training's replays serve weights and images at once.
+
+    TRADES trains on two batches, and looks once more at the clean one, a forward pass alone: a third of both.
+    """
     _, _, _, training, *steps = key.split()
     n = int(steps[0]) if steps and training != "static" else 0
-    return float(n if training == "free" else n + 1)
+    return n + {"free": 0, "trades": 7 / 3}.get(training, 1)
 
 
 def relative_errors(trials: list[FrozenTrial]) -> np.ndarray:

@@ -127,9 +127,11 @@ def named(name: str, results_dir: str, url: str | None, field: str = "name") -> 
         InputError: If there is none, with the nearest name; or if it was not made by `study.pareto`, but by
             `study.confirm`, `study.reproduce` or another program.
     """
-    file = Path(results_dir) / name / "study.db"
+    file, found = Path(results_dir) / name / "study.db", True
     try:
-        found = file.exists()
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        found = False
     except OSError as error:
         raise InputError(f"{field}: {name!r:.60} given ({error.strerror}); accepted: a study's name") from None
     if url is None and not found:

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from trainables.attacks import (
     Attack,
-    ascend,
+    ball,
     climb,
     default_step_size,
     evaluating,
-    project,
     random_start,
     summed_cross_entropy,
 )
@@ -62,10 +61,12 @@ def free(config: "TrialConfig", generator: torch.Generator) -> Step:
 class FreeStep:
     """Free adversarial training: each backward pass serves the weights and the perturbation alike.
 
-    The perturbation starts at zero and is carried from batch to batch and from pass to pass. It changes in
-    place, and a batch smaller than the `largest` uses its first rows.
+    The perturbation starts at zero and is carried from batch to batch and from pass to pass, within eps alone; what is
+    trained on, and whose gradient moves it, is clipped to an image. It changes in place, and a batch smaller than the
+    `largest` uses its first rows.
 
-    Source: Shafahi et al. 2019, Adversarial Training for Free!, arXiv:1904.12843, algorithm 1.
+    Source: Shafahi et al. 2019, Adversarial Training for Free!, arXiv:1904.12843, algorithm 1. The authors' code takes
+    the gradient through the clipping, so that what it cuts off does not move.
     """
 
     def __init__(self, eps: float, step_size: float, replays: int, largest: int, norm: str) -> None:
@@ -82,14 +83,13 @@ class FreeStep:
     def __call__(self, model: nn.Module, optimizer: SGD, x: Tensor, y: Tensor) -> Tensor:
         """`free_replays` updates on one batch; returns their mean loss."""
         (perturbation,) = self.carry(x)
-        carried = perturbation[: len(x)]
-        delta, losses = project(carried, x, self.eps, self.norm), []
+        carried, geometry, losses = perturbation[: len(x)], ball(self.norm), []
         for _ in range(self.replays):
             # A leaf that asks for its gradient: train_step's one backward pass fills it beside the weights'.
-            images = (x + delta).requires_grad_()
+            images = (x + carried).clamp(0, 1).requires_grad_()
             losses.append(train_step(model, optimizer, given(images), x, y))
-            delta = ascend(delta, images.grad, x, eps=self.eps, step_size=self.step_size, norm=self.norm)
-        carried.copy_(delta)
+            carried.add_(self.step_size * geometry.steepest(images.grad))
+            carried.copy_(geometry.clip(carried, self.eps))
         return torch.stack(losses).mean()
 
 
@@ -99,7 +99,8 @@ def trades(config: "TrialConfig", generator: torch.Generator) -> Step:
     The attack climbs the KL divergence from x + 0.001·normal noise for `pgd_steps` steps, of
     2.5·eps/pgd_steps unless given: 0.00775 for the authors' eps 0.031 and 10 steps, where they took 0.007.
 
-    Source: Zhang et al. 2019, arXiv:1901.08573, and the authors' code, which attacks in eval mode.
+    Source: Zhang et al. 2019, arXiv:1901.08573, and the authors' code, which attacks in eval mode. It passes the clean
+    batch through the network twice, so that running statistics see it twice; here once, and then the adversarial one.
     """
     step_size = config.step_size or default_step_size(config.eps, config.pgd_steps)
 

@@ -267,7 +267,7 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def digits(data_dir: StrPath | None) -> Source:
-    """Scikit-learn's 1797 handwritten digits, 8x8, 16 shades of grey; nothing is read from `data_dir`."""
+    """Scikit-learn's 1797 handwritten digits, 8x8, 17 shades of grey; nothing is read from `data_dir`."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -2,8 +2,8 @@
 
 Population and batch statistics of one norm are two trainings of the same seed, whose weights agree: the statistics
 matter to evaluation alone. With batch statistics an image's prediction depends on its neighbours, so the accuracy
-holds for batches of 256, and the probe counts predictions that smaller batches change. The attack moves all images
-of a batch at once and each gradient is that of the whole batch's loss.
+holds for batches of 256, of which the last may be smaller, and the probe counts predictions that smaller batches
+change. The attack moves all images of a batch at once and each gradient is that of the whole batch's loss.
 """
 
 import math

@@ -45,8 +45,8 @@ class ReproductionSettings(StudySettings):
 def natural_eps(dataset: str) -> float:
     """Radius, in pixel units, that tells naturally trained networks apart.
 
-    0.03 on standardised images, whose deviation is about 0.2, is about 1.5/255. The digits have 8x8 pixels of 16
-    shades, so that a step of one shade is 17/255: all networks would pass at 1.5/255.
+    0.03 on standardised images, whose deviation is about 0.2, is about 1.5/255. The digits have 8x8 pixels of 17
+    shades, so that a step of one shade is 16/255: all networks would pass at 1.5/255.
     """
     return 0.1 if dataset == "digits" else 1.5 / 255
 

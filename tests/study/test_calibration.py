@@ -56,6 +56,8 @@ def test_what_was_never_measured_takes_as_long_as_its_passes_over_the_network_su
     natural = calibration.expected_seconds(CONFIG, 96, GPU)
     assert calibration.expected_seconds(pgd, 96, GPU) == 8 * natural
     assert calibration.expected_seconds(free, 96, GPU) == 4 * natural
+    trades = pgd.model_copy(update={"training": "trades"})
+    assert calibration.expected_seconds(trades, 96, GPU) == pytest.approx((7 + 2 + 1 / 3) * natural)
     nearer = GPU | {"resnet8 fixup tf32 pgd 3": {"32": 5.0}}
     assert calibration.expected_seconds(pgd, 96, nearer) == 3 * 3 * 5.0 * 8 / 4
     deeper = CONFIG.model_copy(update={"depth": 14})  # twice the blocks

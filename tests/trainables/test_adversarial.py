@@ -126,15 +126,17 @@ def uniform_start(x, generator, attack_norm):
     return (x + start).clamp(0, 1) - x
 
 
-def ascended(x, delta, gradient, step_size, attack_norm):
+def moved(delta, gradient, step_size, attack_norm):
     if attack_norm == "linf":
-        delta = (delta + step_size * gradient.sign()).clamp(-EPS, EPS)
-    else:
-        gradient, delta = gradient.flatten(1), delta.flatten(1)
-        delta = delta + step_size * gradient / gradient.norm(dim=1, keepdim=True)
-        length = delta.norm(dim=1, keepdim=True)
-        delta = torch.where(length > EPS, delta * EPS / length, delta).view_as(x)
-    return (x + delta).clamp(0, 1) - x
+        return (delta + step_size * gradient.sign()).clamp(-EPS, EPS)
+    gradient, flat = gradient.flatten(1), delta.flatten(1)
+    flat = flat + step_size * gradient / gradient.norm(dim=1, keepdim=True)
+    length = flat.norm(dim=1, keepdim=True)
+    return torch.where(length > EPS, flat * EPS / length, flat).view_as(delta)
+
+
+def ascended(x, delta, gradient, step_size, attack_norm):
+    return (x + moved(delta, gradient, step_size, attack_norm)).clamp(0, 1) - x
 
 
 def climbed(model, x, y, delta, n_steps, step_size, attack_norm):
@@ -177,21 +179,21 @@ def test_each_gradient_costs_one_forward_pass_in_train_mode(training, n_forwards
 
 
 def free_by_hand(batches, step_size, replays, attack_norm):
-    """Algorithm 1 on a linear model, its gradients in closed form."""
+    """Algorithm 1 on a linear model, its gradients in closed form, on images that are clipped."""
     model = linear_model()
     carried, mean_losses = torch.zeros_like(batches[0][0]), []
     for x, y in batches:
-        # A step of length 0 brings what is carried back into ball and box.
-        delta, losses = ascended(x, carried[: len(x)], torch.ones_like(x), 0.0, attack_norm), []
+        losses = []
         for _ in range(replays):
-            loss, weight_gradient, image_gradient = softmax_gradients(model, x + delta, y)
-            p = model(x + delta).softmax(1).detach()
+            delta = carried[: len(x)].clone()
+            images = (x + delta).clamp(0, 1)
+            loss, weight_gradient, image_gradient = softmax_gradients(model, images, y)
+            p = model(images).softmax(1).detach()
             bias_gradient = (p - F.one_hot(y, 3)).mean(0)
-            delta = ascended(x, delta, image_gradient, step_size, attack_norm)
+            carried[: len(x)] = moved(delta, image_gradient, step_size, attack_norm)
             model[1].weight.data -= LR * weight_gradient
             model[1].bias.data -= LR * bias_gradient
             losses.append(loss)
-        carried[: len(x)] = delta
         mean_losses.append(torch.stack(losses).mean())
     return model, mean_losses
 
@@ -217,8 +219,19 @@ def test_free_keeps_its_perturbation_in_place():
     for size in (4, 2, 4):
         recipe(model, optimizer, *batch(size))
         assert recipe.delta.data_ptr() == address and len(recipe.delta) == 4
-    x, _ = batch(4)
-    assert ((x + recipe.delta) >= 0).all() and recipe.delta.abs().max() == pytest.approx(EPS)
+    assert recipe.delta.abs().max() == pytest.approx(EPS)
+
+
+def test_free_carries_on_what_one_images_box_cuts_off():
+    model, optimizer = with_optimizer(linear_model())
+    recipe = FreeStep(EPS, 0.0, 1, largest=2, norm="linf")
+    x, y = batch(2)
+    recipe.carry(x)[0].fill_(-EPS)
+    seen = []
+    model.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
+    recipe(model, optimizer, torch.zeros_like(x), y)
+    recipe(model, optimizer, torch.ones_like(x), y)
+    torch.testing.assert_close(seen, [torch.zeros_like(x), torch.full_like(x, 1 - EPS)])
 
 
 def trades_by_hand(model, x, y, noise, n_steps, step_size, beta, attack_norm):
