@@ -73,12 +73,17 @@ def of_a_study(command: Callable) -> Callable:
 
 def run(command: click.Command, argv: Sequence[str] | None, package: str = "study") -> int:
     """Run `command`, which is the module `package`.`command.name`; returns the exit status."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by who started us: else the next file would get its number
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not what a test or a notebook puts there
             stream.reconfigure(errors="replace")  # a terminal without arrows shows question marks
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `study` left it
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.flags.optimize > 1:
+        return _say("PYTHONOPTIMIZE: 2 given; accepted: 1 or 0, since Ray reads its own docstrings", 2)
     try:
         return command.main(argv, prog_name=f"python -m {package}.{command.name}", standalone_mode=False) or 0
     except click.ClickException as error:

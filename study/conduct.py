@@ -107,8 +107,7 @@ def carry_out(
     Raises:
         InputError: If there is no such cluster, or another driver runs the study.
     """
-    # Without markup: labels and paths may have brackets.
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PLAIN_WIDTH, markup=False)
+    console = stdout()
     if settings.storage and storage.has_password(settings.storage):
         print(f"storage: {PASSWORD_SEEN}", file=sys.stderr)
     with ExitStack() as stack:
@@ -137,6 +136,13 @@ def carry_out(
         finish(study, settings, console, ending)
         nothing = ending == "finished" and not any(map(is_complete, study.get_trials(deepcopy=False)))
     return 130 if ending == "interrupted" else int(nothing)
+
+
+def stdout() -> Console:
+    """Without markup: labels and paths may have brackets. Live on a terminal alone, whatever FORCE_COLOR says."""
+    if sys.stdout.isatty():
+        return Console(file=sys.stdout, markup=False)
+    return Console(file=sys.stdout, markup=False, width=PLAIN_WIDTH, force_interactive=False)
 
 
 def make_folder(settings: StudySettings) -> None:

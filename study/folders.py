@@ -84,7 +84,21 @@ def check_room(settings: StudySettings) -> None:
     """Raises:
     InputError: If the results folder cannot be written, or its disk is all but full.
     """
-    folder = settings.folder.absolute()
+    existing = require_writable(settings.folder)
+    free = shutil.disk_usage(existing).free
+    if free < MIN_FREE_BYTES:
+        raise InputError(
+            f"results_dir: {free // 10**6} MB free at {existing}; accepted: at least {MIN_FREE_BYTES // 10**6} MB"
+        )
+
+
+def require_writable(folder: Path) -> Path:
+    """The folder, or the one above it in which it would be made.
+
+    Raises:
+        InputError: If that cannot be written.
+    """
+    folder = folder.absolute()
     for existing in (folder, *folder.parents):
         try:
             existing.stat()
@@ -97,11 +111,7 @@ def check_room(settings: StudySettings) -> None:
         raise InputError(f"results_dir: {existing} is a file; accepted: a folder")
     if not os.access(existing, os.W_OK):
         raise InputError(f"results_dir: {existing} cannot be written; accepted: a folder that can")
-    free = shutil.disk_usage(existing).free
-    if free < MIN_FREE_BYTES:
-        raise InputError(
-            f"results_dir: {free // 10**6} MB free at {existing}; accepted: at least {MIN_FREE_BYTES // 10**6} MB"
-        )
+    return existing
 
 
 def check_storage_path(settings: StudySettings) -> None:

@@ -111,7 +111,7 @@ class Progress:
     def __init__(self, console: Console, target: int, done_before: int) -> None:
         self.console, self.target, self.done_before = console, target, done_before
         self.start = self.last_line = time.monotonic()
-        self.live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
+        self.live = Live(console=console, refresh_per_second=2) if console.is_interactive else None
 
     def __enter__(self) -> "Progress":
         if self.live:

@@ -12,7 +12,7 @@ import click
 import optuna
 
 from study import cli, storage
-from study.folders import require_own_folder
+from study.folders import require_own_folder, require_writable
 from trainables.errors import InputError
 
 
@@ -20,6 +20,7 @@ from trainables.errors import InputError
 @cli.of_a_study
 def command(name: str, results_dir: str, url: str | None) -> int:
     study = storage.named(name, results_dir, url)
+    require_writable(Path(results_dir) / name)
     with cli.importing():
         from study import page  # plotly and matplotlib take seconds: a typo is answered before
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import secrets
 import signal
 import socket
 import time
@@ -44,6 +45,7 @@ AUTOSCALER_FILE = Path("~/ray_bootstrap_config.yaml")  # `ray up` leaves it on t
 NODES_SECONDS = 5  # between two looks at the cluster's nodes
 DRIVER_FILE = "driver"  # beside the checkpoints
 TIMINGS = "timings"  # beside them too: what workers have measured, until the study has it
+MAX_TEMPORARY = 38  # characters of the folder for temporary files: Ray's sockets add 68 to it, and Linux takes 107
 OBJECT_STORE_BYTES = 200_000_000  # trials share no objects; Ray's default takes 30 % of the memory
 
 QUIET = {
@@ -74,8 +76,12 @@ def cluster(settings: StudySettings) -> Iterator[dict[str, float]]:
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     require_reachable(settings.address)
     local = {} if settings.address else {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": True}
-    if local:  # it lives and dies with this process: no use in waiting a minute for it to come back
+    if local:
+        require_short_temporary_folder()
+        # It lives and dies with this process: no use in waiting a minute for it to come back.
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
+        if not can_keep_a_token():
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the searcher and the display say what happened
     shares_gpu = local and 0 < (settings.gpus_per_trial or 0) < 1
     with mps() if shares_gpu else nullcontext("") as refusal:
@@ -83,6 +89,25 @@ def cluster(settings: StudySettings) -> Iterator[dict[str, float]]:
             logger.warning("trials share a GPU without MPS: %s", refusal)
         with on_loopback() if local else nullcontext(), started_ray(settings, local):
             yield sufficient_resources(settings)
+
+
+def require_short_temporary_folder() -> None:
+    """Raises:
+    InputError: If the paths of Ray's sockets there would be longer than Linux takes.
+    """
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
+    place = os.environ[name] if name else ""
+    if len(place) > MAX_TEMPORARY or not place.isascii():
+        accepted = f"up to {MAX_TEMPORARY} ASCII characters, for Ray's sockets; for Ray alone: RAY_TMPDIR"
+        raise InputError(f"{name}: {place!r} given, {len(place)} characters; accepted: {accepted}")
+
+
+def can_keep_a_token() -> bool:
+    """Whether Ray finds the token that its processes know each other by, or can keep one in the home folder."""
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        return True
+    folder = Path(os.path.expanduser("~/.ray"))
+    return (folder / "auth_token").exists() or os.access(folder if folder.exists() else folder.parent, os.W_OK)
 
 
 @contextmanager
@@ -109,9 +134,7 @@ def started_ray(settings: StudySettings, local: dict[str, object]) -> Iterator[N
     try:
         ray.init(address=settings.address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
     except Exception as error:  # Ray raises a bare one where its own processes are too slow to start
-        said = str(error).strip() or type(error).__name__
-        # Where versions differ, the lines after the first name them.
-        cause = " ".join(said.split()) if "ersion mismatch" in said else said.splitlines()[0]
+        cause = in_one_line(str(error).strip() or type(error).__name__)
         if not settings.address:
             raise OSError(f"Ray does not start on this machine: {cause}") from None
         raise InputError(
@@ -121,6 +144,14 @@ def started_ray(settings: StudySettings, local: dict[str, object]) -> Iterator[N
         yield
     finally:
         ray.shutdown()
+
+
+def in_one_line(said: str) -> str:
+    """What Ray said: the first line, with the last where that announces it, or all where they name versions."""
+    if "ersion mismatch" in said:
+        return " ".join(said.split())
+    first, *rest = said.splitlines()
+    return f"{first} {rest[-1].strip()}" if first.endswith(":") and rest else first
 
 
 def sufficient_resources(settings: StudySettings) -> dict[str, float]:

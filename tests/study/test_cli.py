@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -49,6 +50,25 @@ def test_an_error_of_the_programs_own_is_not_hidden():
 def test_a_command_returns_its_status():
     assert cli.run(command_that(lambda eps: 130), []) == 130
     assert cli.run(command_that(lambda eps: None), []) == 0
+
+
+def test_a_stream_that_was_closed_is_opened_again(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.run(command_that(lambda eps: sys.stdout.isatty() or print("lost")), []) == 0
+    sys.stdout.close()
+
+
+@pytest.mark.parametrize(
+    "options, environment, line",
+    [
+        (["-OO"], {}, "error: PYTHONOPTIMIZE: 2 given; accepted: "),
+        ([], {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, "error: paper: 'nope'; "),
+    ],
+)
+def test_what_the_environment_says_to_others_ends_no_command_in_a_traceback(options, environment, line):
+    command = [sys.executable, *options, "-m", "study.reproduce", "nope"]
+    done = subprocess.run(command, env=os.environ | environment, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.startswith(line) and done.stderr.count("\n") == 1
 
 
 def test_ctrl_c_while_a_command_still_imports_shows_no_traceback():

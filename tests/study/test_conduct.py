@@ -41,6 +41,11 @@ def test_more_validation_images_than_there_are_is_said(n, said, settings, monkey
     assert capsys.readouterr().err == said
 
 
+def test_a_file_is_no_terminal_whatever_force_color_says(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert not conduct.stdout().is_interactive
+
+
 def test_the_command_to_go_on_names_what_is_not_stored_with_the_study(settings):
     elsewhere = settings.model_copy(update={"address": "auto", "storage": "postgresql://me@host/db"})
     expected = (

@@ -52,9 +52,14 @@ def test_where_stdout_is_no_terminal_there_are_plain_lines():
     assert "\x1b" not in out.getvalue()
 
 
+def test_a_terminal_that_cannot_go_back_has_plain_lines_too(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    assert Progress(Console(file=io.StringIO(), force_terminal=True), 10, 0).live is None
+
+
 def test_on_a_terminal_the_front_stays_in_view():
     out = io.StringIO()
-    with Progress(Console(file=out, width=120, force_terminal=True), 10, 0) as progress:
+    with Progress(Console(file=out, width=120, force_terminal=True, force_interactive=True), 10, 0) as progress:
         progress.update(trials(*STATES))
     assert "Pareto front so far" in out.getvalue() and "2/10 done" in out.getvalue()
 
@@ -65,7 +70,9 @@ def test_a_front_higher_than_the_window_does_not_hide_how_far_the_study_is():
     for i in range(30):
         add(study, 0.03 * (i + 1), 10.0 + i)
     rows = study.trials
-    with Progress(Console(file=out, width=120, height=24, force_terminal=True), 40, 0) as progress:
+    with Progress(
+        Console(file=out, width=120, height=24, force_terminal=True, force_interactive=True), 40, 0
+    ) as progress:
         progress.update(rows)
         progress.live.refresh()
         shown = out.getvalue()

@@ -19,7 +19,7 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 import trainables.examples
-from study import confirm, examples, figures, importances, page, picture, recommend, report, storage
+from study import confirm, examples, figures, folders, importances, page, picture, recommend, report, storage
 from study.results import read_confirmed, wilson
 from tests.study import browser, synthetic
 from tests.study.test_results import CONFIG, add, weights
@@ -536,6 +536,12 @@ def test_a_renamed_folder_is_told_from_the_study_that_it_holds(results, capsys):
     assert report.main(["yours", "--results-dir", str(results)]) == 2
     expected = f"error: name: {results / 'yours'} holds study 'mine'; accepted: a folder of that name\n"
     assert capsys.readouterr().err == expected
+
+
+def test_a_report_where_it_cannot_be_written_is_refused_before_it_is_made(results, monkeypatch, capsys):
+    monkeypatch.setattr(folders.os, "access", lambda path, mode: str(path) != str(results / "mine"))
+    assert report.main(["mine", "--results-dir", str(results)]) == 2
+    assert f"results_dir: {results / 'mine'} cannot be written" in capsys.readouterr().err
 
 
 def test_a_name_too_long_for_a_file_is_a_mistake(tmp_path, capsys):

@@ -47,6 +47,43 @@ def test_trials_that_share_a_gpu_of_this_machine_have_mps_before_ray_starts(give
     assert caplog.text.count("without MPS: not there") == asked
 
 
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+@pytest.mark.parametrize("place", ["/" + 38 * "x", "/tmp/ünï"])
+def test_a_temporary_folder_that_rays_sockets_do_not_fit_into_is_refused_before_ray_starts(name, place, monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    monkeypatch.setenv(name, place)
+    refused = f"^{name}: '{place}' given, {len(place)} characters; accepted: up to 38 ASCII characters"
+    with pytest.raises(InputError, match=refused), runner.cluster(StudySettings(name="a")):
+        pass
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    runner.require_short_temporary_folder()
+
+
+def test_ray_keeps_its_token_at_home_if_it_can(tmp_path, monkeypatch):
+    for variable in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert runner.can_keep_a_token()
+    monkeypatch.setattr(runner.os, "access", lambda path, mode: False)
+    assert not runner.can_keep_a_token()
+    (tmp_path / ".ray").mkdir()
+    assert not runner.can_keep_a_token()
+    (tmp_path / ".ray" / "auth_token").touch()
+    assert runner.can_keep_a_token()
+
+
+@pytest.mark.parametrize(
+    "said, line",
+    [
+        ("too slow\nstack\n", "too slow"),
+        ("The last lines of the log:\na\n  no threads\n", "The last lines of the log: no threads"),
+        ("Version mismatch:\n  here 3.11\n  there 3.12", "Version mismatch: here 3.11 there 3.12"),
+    ],
+)
+def test_what_ray_said_is_one_line_with_its_cause(said, line):
+    assert runner.in_one_line(said) == line
+
+
 ONE_GPU_EACH = [{"CPU": 8.0}, *[{"CPU": 4.0, "GPU": 1.0}] * 8]
 STARTABLE = {"head": ({"CPU": 0}, 0), "worker": ({"CPU": 4, "GPU": 1}, 8)}  # by `ray up`: what each has, how many
 
