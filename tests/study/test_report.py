@@ -544,6 +544,12 @@ def test_a_report_where_it_cannot_be_written_is_refused_before_it_is_made(result
     assert f"results_dir: {results / 'mine'} cannot be written" in capsys.readouterr().err
 
 
+def test_a_results_folder_that_is_a_file_holds_no_study(tmp_path, capsys):
+    (tmp_path / "results").touch()
+    assert report.main(["mine", "--results-dir", str(tmp_path / "results")]) == 2
+    assert capsys.readouterr().err.startswith("error: name: 'mine'; accepted: none yet")
+
+
 def test_a_name_too_long_for_a_file_is_a_mistake(tmp_path, capsys):
     assert report.main(["x" * 300, "--results-dir", str(tmp_path)]) == 2
     err = capsys.readouterr().err

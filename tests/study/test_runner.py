@@ -66,6 +66,8 @@ def test_ray_keeps_its_token_at_home_if_it_can(tmp_path, monkeypatch):
     assert runner.can_keep_a_token()
     monkeypatch.setattr(runner.os, "access", lambda path, mode: False)
     assert not runner.can_keep_a_token()
+    monkeypatch.setattr(runner.os, "access", lambda path, mode: path == tmp_path)
+    assert runner.can_keep_a_token()
     (tmp_path / ".ray").mkdir()
     assert not runner.can_keep_a_token()
     (tmp_path / ".ray" / "auth_token").touch()
@@ -214,8 +216,9 @@ def test_a_trial_trains_on_the_gpu_only_where_it_was_given_one(gpus, device, tmp
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # as on a machine with one, whatever Ray gave
     settings = StudySettings(name="a", results_dir=str(tmp_path), gpus_per_trial=gpus)
     with pytest.raises(Caught) as made:
-        runner.run(optuna.create_study(), None, settings, {"CPU": 2.0, "GPU": 1.0}, None, "measured")
+        runner.run(optuna.create_study(), None, settings, {"CPU": 2.0, "GPU": 1.0}, None, "calibrated")
     (config,) = made.value.args
+    assert config["objective"] == "calibrated"
     worker = ray_trainable.RayTrial(config | {"number": 0, "trial": TrialConfig().model_dump(mode="json")})
     with pytest.raises(Caught, match=device):
         worker._open()
