@@ -32,6 +32,7 @@ Different, and what is measured:
                      every iterate is judged              the last iterate is judged
     checkpoint       own file, the newest                 `torch.save` into a Tune checkpoint, all kept
     besides          a warm-up step per batch size,       nothing
+                     steps timed for calibration,
                      Optuna's database, tables and
                      weights of the front
 

@@ -45,7 +45,7 @@ AUTOSCALER_FILE = Path("~/ray_bootstrap_config.yaml")  # `ray up` leaves it on t
 NODES_SECONDS = 5  # between two looks at the cluster's nodes
 DRIVER_FILE = "driver"  # beside the checkpoints
 TIMINGS = "timings"  # beside them too: what workers have measured, until the study has it
-MAX_TEMPORARY = 38  # characters of the folder for temporary files: Ray's sockets add 68 to it, and Linux takes 107
+SOCKET_PATH = 107  # the most bytes that Linux takes
 OBJECT_STORE_BYTES = 200_000_000  # trials share no objects; Ray's default takes 30 % of the memory
 
 QUIET = {
@@ -97,8 +97,11 @@ def require_short_temporary_folder() -> None:
     """
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
     place = os.environ[name] if name else ""
-    if len(place) > MAX_TEMPORARY or not place.isascii():
-        accepted = f"up to {MAX_TEMPORARY} ASCII characters, for Ray's sockets; for Ray alone: RAY_TMPDIR"
+    session = f"session_2026-01-01_00-00-00_000000_{os.getpid()}"  # Ray's own has the time
+    socket_path = os.path.join(place, "ray", session, "sockets", "plasma_store")
+    longest = len(place) + SOCKET_PATH - len(socket_path)
+    if len(place) > longest or not place.isascii():
+        accepted = f"up to {longest} ASCII characters, for Ray's sockets; for Ray alone: RAY_TMPDIR"
         raise InputError(f"{name}: {place!r} given, {len(place)} characters; accepted: {accepted}")
 
 

@@ -90,7 +90,7 @@ def _execute(path: Path) -> tuple[ModuleType, bytes]:
     sys.modules[module.__name__] = module  # dataclasses look for it there
     try:
         source = path.read_bytes()
-        exec(compile(source, module.__file__, "exec"), module.__dict__)
+        exec(compile(source, module.__file__, "exec", dont_inherit=True), module.__dict__)
     except (Exception, SystemExit) as error:
         raise _users_line(path, error) from None
     return module, source

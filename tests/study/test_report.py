@@ -109,7 +109,7 @@ def test_a_command_on_the_page_leads_to_this_study(results, monkeypatch):
     assert "<code>python -m study.confirm mine --storage URL</code>" in html(results / "results")
 
 
-@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.filterwarnings("error", "ignore:unclosed database:ResourceWarning")
 @pytest.mark.parametrize(
     ("fastest", "slowest"),
     [(0.05, 1), (0.3, 7), (1, 20), (50, 5000), (5, 5), (3.1, 3.2), (0.001, 1e5), (2, 2500), (7.4, 7.40001), (4e4, 9e4)],

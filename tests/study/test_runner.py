@@ -48,14 +48,15 @@ def test_trials_that_share_a_gpu_of_this_machine_have_mps_before_ray_starts(give
 
 
 @pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
-@pytest.mark.parametrize("place", ["/" + 38 * "x", "/tmp/ünï"])
+@pytest.mark.parametrize("place", ["/" + 41 * "x", "/tmp/ünï"])
 def test_a_temporary_folder_that_rays_sockets_do_not_fit_into_is_refused_before_ray_starts(name, place, monkeypatch):
+    monkeypatch.setattr(runner.os, "getpid", lambda: 12345)
     monkeypatch.setenv("TMPDIR", "/tmp")
     monkeypatch.setenv(name, place)
-    refused = f"^{name}: '{place}' given, {len(place)} characters; accepted: up to 38 ASCII characters"
+    refused = f"^{name}: '{place}' given, {len(place)} characters; accepted: up to 41 ASCII characters"
     with pytest.raises(InputError, match=refused), runner.cluster(StudySettings(name="a")):
         pass
-    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    monkeypatch.setenv("RAY_TMPDIR", "/" + 40 * "x")
     runner.require_short_temporary_folder()
 
 
