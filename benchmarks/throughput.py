@@ -68,6 +68,7 @@ from study.results import PACKAGES, is_complete
 from study.settings import StudySettings, from_layers
 from study.sole_writer import SoleWriter
 from study.spaces import Space, configure
+from trainables import devices
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.files import write_whole
@@ -295,20 +296,11 @@ def hardware(resources: dict[str, float]) -> dict[str, object]:
     """Without the nodes' addresses, which Ray lists among its resources."""
     ray_resources = {name: amount for name, amount in resources.items() if not name.startswith("node:")}
     return {
-        "cpu": cpu_model(),
+        "cpu": devices.processor(),
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "ray_resources": ray_resources,
     }
-
-
-def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 @click.command(name="throughput", help=__doc__.partition("\n")[0])
@@ -364,7 +356,9 @@ def command(
 
     ratio, rows = spread([each.ratio for each in measured]), configuration_rows(measured)
     console = Console(file=sys.stdout)
-    console.print(f"{cpu_model()}, {os.cpu_count()} cores; depth {depth}, {len(chosen)} trials of {epochs} epochs")
+    console.print(
+        f"{devices.processor()}, {os.cpu_count()} cores; depth {depth}, {len(chosen)} trials of {epochs} epochs"
+    )
     console.print(round_table(measured))
     console.print(configuration_table(rows))
     console.print(

@@ -22,10 +22,11 @@ def name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     n = torch.get_num_threads()
-    return f"{_processor()}, {n} thread{'s' if n > 1 else ''}"
+    return f"{processor()}, {n} thread{'s' if n > 1 else ''}"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """This machine's, as the system names it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

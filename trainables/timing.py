@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from statistics import median
 
 import numpy as np
 
 CHUNK_SECONDS = 0.05  # steps are timed in chunks of about this length
-N_CHUNKS = 5
+N_CHUNKS = 9
 SLOW_SECONDS = 2.0  # a single step of this length says enough
 
 # The entry for no batch size, in a table by batch size: seconds before the first step, of a training that crafts its
@@ -25,18 +26,27 @@ def grid(batch_sizes: Iterable[int], n_examples: int) -> list[int]:
     return sorted({smallest, largest, *rests[:1]} | {power for power in powers if smallest < power < largest})
 
 
-def step_seconds(run: Callable[[int], float]) -> float:
-    """Seconds per step, of the quickest of several chunks of steps: what else the machine does only adds to them.
+def step_seconds(runs: Mapping[int, Callable[[int], float]]) -> dict[int, float]:
+    """Seconds per step of each run: the median of several chunks of steps.
+
+    The runs take turns, chunk by chunk, so that what else the machine does meanwhile falls on all of them.
 
     Args:
-        run: Trains that many steps and returns the seconds they took.
+        runs: Each makes so many steps and returns the seconds they took.
     """
-    run(1)  # first-call costs
-    once = run(1)
-    if once > SLOW_SECONDS:
-        return once
-    n_steps = max(1, math.ceil(CHUNK_SECONDS / once))
-    return min(run(n_steps) / n_steps for _ in range(N_CHUNKS))
+    chunks: dict[int, list[float]] = {}
+    n_steps = {}
+    for key, run in runs.items():
+        run(1)  # first-call costs
+        once = run(1)
+        if once > SLOW_SECONDS:
+            chunks[key] = [once]
+        else:
+            chunks[key], n_steps[key] = [], max(1, math.ceil(CHUNK_SECONDS / once))
+    for _ in range(N_CHUNKS):
+        for key, n in n_steps.items():
+            chunks[key].append(runs[key](n) / n)
+    return {key: median(seconds) for key, seconds in chunks.items()}
 
 
 def epoch_seconds(seconds_per_step: Mapping[int, float], batch_size: int, n_examples: int) -> float:

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -132,14 +132,18 @@ class Trial:
         Returns:
             Those that were measured now.
         """
-        measured = {size: self._seconds(size) for size in self.untimed(known)}
+        runs = {size: partial(self.trainer.seconds, size) for size in self.untimed(known)}
+        if timing.BEFORE in runs:
+            runs[timing.BEFORE] = self._crafting()
+        measured = timing.step_seconds(runs)
+        if timing.BEFORE in runs:
+            measured[timing.BEFORE] *= max(1.0, len(self.dataset.train) / timing.CRAFTED_AT_ONCE)  # batches
         table = {**known, **measured}
         self.seconds_per_step = {size: table[size] for size in self.timed}
         return measured
 
-    def _seconds(self, size: int) -> float:
-        if size != timing.BEFORE:
-            return timing.step_seconds(partial(self.trainer.seconds, size))
+    def _crafting(self) -> Callable[[int], float]:
+        """Crafts so many batches of `training_images` and returns the seconds they took."""
         images, labels = first_examples(self.dataset.train, timing.CRAFTED_AT_ONCE)
         attacked = self._untrained()
 
@@ -150,7 +154,7 @@ class Trial:
                     self._craft(attacked, images, labels)
             return self._now() - start
 
-        return timing.step_seconds(craft) * len(self.dataset.train) / len(images)
+        return craft
 
     @property
     def seconds_ahead(self) -> float | None:

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 
@@ -36,16 +37,21 @@ def test_sizes_between_are_interpolated_and_those_beyond_follow_the_work_or_the_
     assert timing.epoch_seconds(TABLE, 2, 2) == pytest.approx(1.0)
 
 
-def test_the_quickest_chunk_is_what_a_step_takes():
-    calls, chunks = [], iter([9.0, 0.03, 0.4, 0.2, 50.0, 0.12, 0.3])
+def test_a_step_takes_the_median_of_chunks_that_the_runs_take_in_turn():
+    calls = []
+    chunks = {
+        8: iter([9.0, 0.03, *[0.4, 0.2, 50.0, 0.12, 0.3, 0.31, 0.29, 0.1, 0.4]]),
+        32: iter([9.0, 0.05, *9 * [0.06]]),
+    }
 
-    def run(n_steps):
-        calls.append(n_steps)
-        return next(chunks)
+    def run(size, n_steps):
+        calls.append((size, n_steps))
+        return next(chunks[size])
 
-    assert timing.step_seconds(run) == pytest.approx(0.12 / 2)
-    assert calls == [1, 1, 2, 2, 2, 2, 2]
+    seconds = timing.step_seconds({size: partial(run, size) for size in chunks})
+    assert seconds == pytest.approx({8: 0.3 / 2, 32: 0.06})
+    assert calls == [(8, 1), (8, 1), (32, 1), (32, 1)] + 9 * [(8, 2), (32, 1)]
 
 
 def test_a_slow_step_is_timed_once():
-    assert timing.step_seconds(lambda n_steps: 3.0) == 3.0
+    assert timing.step_seconds({8: lambda n_steps: 3.0, 32: lambda n_steps: 0.5 * n_steps}) == {8: 3.0, 32: 0.5}

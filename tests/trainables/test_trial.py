@@ -221,6 +221,9 @@ def test_a_checkpoint_of_another_configuration_is_refused(digits):
         Trial(CONFIG.model_copy(update={"seed": 9}), digits, EVALUATION, CPU).load_state_dict(state)
 
 
+STATIC = CONFIG.model_copy(update={"training": "static", "pgd_steps": 3, "eps": 0.1})
+
+
 def test_every_number_of_a_row_is_finite(digits):
     trial = Trial(CONFIG, digits, EVALUATION, CPU)
     trial.calibrate({})
@@ -265,6 +268,13 @@ def test_calibrating_times_each_missing_size_and_changes_nothing(digits):
     )
 
 
+def test_crafting_is_timed_by_the_batch_and_counted_for_all_images(digits, monkeypatch):
+    monkeypatch.setattr(timing, "step_seconds", lambda runs: dict.fromkeys(runs, 0.5))
+    measured = Trial(STATIC, digits, EVALUATION, CPU).calibrate({})
+    assert measured.pop(timing.BEFORE) == 0.5 * len(digits.train) / timing.CRAFTED_AT_ONCE
+    assert set(measured.values()) == {0.5}
+
+
 def test_equal_trainings_have_equal_calibrated_seconds_whatever_else_was_timed(digits):
     config = CONFIG.model_copy(update={"batch_size_schedule": LinearBatch(first=64, last=256)})  # 160 in between
     mine = {48: 0.1, 64: 0.2, 128: 0.3, 256: 0.5}
@@ -272,9 +282,6 @@ def test_equal_trainings_have_equal_calibrated_seconds_whatever_else_was_timed(d
     for trial, known in zip(trials, (mine, mine | {160: 9.0}), strict=True):
         assert trial.calibrate(known) == {}
     assert trials[0].seconds_ahead == trials[1].seconds_ahead
-
-
-STATIC = CONFIG.model_copy(update={"training": "static", "pgd_steps": 3, "eps": 0.1})
 
 
 def test_crafting_counts_once_in_measured_and_in_calibrated_seconds(digits):
