@@ -808,7 +808,9 @@ def benchmark(args: argparse.Namespace) -> None:
         return run_section(args.section, settings, args.out)
     argv, end = [], time.perf_counter() + MOST_SECONDS
     if args.data:
-        data.imagefolder(args.data)  # decodes once; sections find the cache
+        there_are = len(data.imagefolder(args.data).labels)  # decodes once; sections find the cache
+        if there_are < (least := settings.n_held_out + max(settings.batch_sizes)):
+            raise InputError(f"data: {there_are} images in {args.data}/train given; accepted: at least {least}")
         argv = ["--data", args.data]
     content: Row = {
         "hardware": hardware(settings),

@@ -112,6 +112,17 @@ def _passes(key: str) -> float:
     return n + {"free": 0, "trades": 7 / 3}.get(training, 1)
 
 
+def timing_text(study: Study) -> str:
+    """What is to be known of a study's seconds: `error_text`, and whether they are of several kinds of device."""
+    kinds = sorted(tables(study))
+    several = (
+        f"Seconds are of {len(kinds)} kinds of device ({', '.join(kinds)}): they compare only within one."
+        if len(kinds) > 1
+        else ""
+    )
+    return " ".join(filter(None, (error_text(study.get_trials(deepcopy=False)), several)))
+
+
 def relative_errors(trials: list[FrozenTrial]) -> np.ndarray:
     """(calibrated - measured) / measured seconds of each complete trial that has both."""
     both = [

@@ -220,7 +220,7 @@ def finish(study: optuna.Study, settings: StudySettings, console: Console, endin
     console.print(front_table(trials))
     volume = f"hypervolume {front_hypervolume(trials):.4g} accuracy x seconds, to {slowest(trials):.3g} s"
     console.print(volume, highlight=False)
-    if timing := calibration.error_text(trials):
+    if timing := calibration.timing_text(study):
         console.print(timing, highlight=False, soft_wrap=True)
     files = ("report.html", "front.png", "front.csv", "trials.csv", "study.json", "space.py", "models/")
     again = command_line(settings, "pareto", settings.space, "--name", settings.name)

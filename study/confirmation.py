@@ -55,12 +55,13 @@ from study.front import probability_on_front
 from study.lock import driver_lock
 from study.members import ConfirmSettings, Member, configuration, default_members, fresh_seeds, role
 from study.papers.claims import interval
-from study.results import attack_text, front_of, is_complete, trials_frame, wilson
+from study.results import attack_text, front_of, is_complete, remove_finished, trials_frame, wilson
 from study.settings import Objective, StudySettings
 from study.sole_writer import SoleWriter
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.files import write_whole
+from trainables.stores import Unreachable
 
 Runs = Mapping[int, list[FrozenTrial]]  # a member's number to its trainings that ran to their end
 
@@ -146,6 +147,10 @@ def finish(searched: optuna.Study, study: optuna.Study, settings: StudySettings,
     write_whole(settings.search_folder / "confirmed.csv", table.to_csv(index=False).encode())
     write_whole(settings.search_folder / "gates.csv", gates_frame(trials, table, judged).to_csv(index=False).encode())
     write_whole(settings.folder / "trials.csv", trials_frame(trials).to_csv(index=False).encode())
+    try:
+        remove_finished(trials, settings.checkpoints)
+    except Unreachable as error:
+        console.print(f"Checkpoints stay where they are: {error}", soft_wrap=True)
     (settings.folder / "front.csv").unlink(missing_ok=True)  # a front of single trainings, chosen on test: misleading
     shutil.rmtree(settings.folder / "models", ignore_errors=True)
     console.print(printed(table))

@@ -116,7 +116,7 @@ def require_writable(folder: Path) -> Path:
 
 def check_storage_path(settings: StudySettings) -> None:
     """Raises:
-    InputError: If the place given for checkpoints cannot be written.
+    InputError: If the place given for checkpoints cannot be written, or a new study would go on from another's.
     """
     place = settings.storage_path
     if place is None:
@@ -126,6 +126,12 @@ def check_storage_path(settings: StudySettings) -> None:
         raise InputError("storage_path: a URI with a key in it given; accepted: one without; keys: environment or role")
     try:
         stores.require_writable(settings.checkpoints)
+        held = sorted(filter(str.isdigit, stores.store(settings.checkpoints).names()))  # by the trial's number
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or error
         raise InputError(f"storage_path: {place!r} given ({cause}); accepted: {accepted}") from None
+    if held and storage.existing(settings.storage_url, settings.name) is None:
+        raise InputError(
+            f"storage_path: {settings.checkpoints} has checkpoints of an earlier study ({', '.join(held[:3])}"
+            f"{', …' if len(held) > 3 else ''}); accepted: another name or place, or the folder removed"
+        )

@@ -25,6 +25,7 @@ from study.sole_writer import SoleWriter
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.files import write_whole
+from trainables.stores import Unreachable
 
 COLUMNS = ("label", "seed", "clean_accuracy", "adversarial_accuracy", "train_seconds", "n_examples", "curve")
 
@@ -98,7 +99,10 @@ def finish(paper: Paper, study: optuna.Study, settings: ReproductionSettings, co
     """Write table.csv, table.md and figure.png from the storage, and print the tables."""
     everything = study.get_trials(deepcopy=False)
     folder = settings.folder
-    sync_models(everything, folder, settings.checkpoints)
+    try:
+        sync_models(everything, folder, settings.checkpoints)
+    except Unreachable as error:
+        console.print(f"Checkpoints and weights stay where they are: {error}", soft_wrap=True)
     write_tables(study, folder)
     objective = study.user_attrs.get("objective", "measured")
     trials = paper.derive(trials_frame(everything, objective))

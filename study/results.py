@@ -198,6 +198,11 @@ def sync_models(trials: list[FrozenTrial], folder: Path, checkpoints: str, ended
     for path in models.glob("*.safetensors"):
         if path.name not in wanted:
             path.unlink()
+    remove_finished(trials, checkpoints, ended)
+
+
+def remove_finished(trials: list[FrozenTrial], checkpoints: str, ended: FrozenTrial | None = None) -> None:
+    """Arguments as in `sync_models`."""
     kept = stores.store(checkpoints)
     finished = {checkpoint_name(trial.number) for trial in trials if trial.state.is_finished()}
     for name in finished.intersection(kept.names() if ended is None else [checkpoint_name(ended.number)]):

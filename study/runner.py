@@ -24,7 +24,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 from sqlalchemy.exc import SQLAlchemyError
 
-from study import metrics
+from study import calibration, metrics
 from study.lock import Beat
 from study.logs import CurvesAndHparams
 from study.metrics import StudyMetrics
@@ -455,6 +455,8 @@ def run(
         }
 
     kept = store(settings.checkpoints)
+    if not calibration.tables(study):
+        store(join(settings.checkpoints, TIMINGS)).remove()  # an earlier study's
     shared = None
     if settings.address:  # each worker looks for this file: a disk that is not shared would swallow checkpoints
         kept.write(DRIVER_FILE, f"{socket.gethostname()} {os.getpid()}\n".encode())

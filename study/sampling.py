@@ -30,7 +30,7 @@ N_POOL = 256  # random candidates kept from proposal to proposal
 N_FRESH = 16  # of those, replaced each time
 N_NEAR = 64  # candidates that differ a little from a front member
 CHANGE = 0.3  # share of parameters in which they differ
-REFIT = 1.03  # the models are fitted anew once so many times as many trials have ended
+REFIT = 1.03  # the models are fitted anew once so many times as many of the study's own trials have ended
 BEYOND = 1.1  # where seconds stop to count, in those of the slowest candidate: it has to count itself
 PATIENCE = 0.5  # of the candidates' median seconds, added to each one's: a long trial may open what quick ones cannot
 PLAIN_WEIGHT = 0.75  # of the hypervolume by plain seconds; that by log seconds has the rest
@@ -247,7 +247,7 @@ class FrontSampler(BaseSampler):
         self.pool: list[Candidate] = []
         self.also: list[str] | None = None  # of `SELDOM`, what the space varies; None before it was drawn from
         self.model: AccuracyModel | None = None
-        self.n_fitted = 0
+        self.n_fitted = -1  # own trials that had ended when it was fitted; -1: it is to be fitted anyhow
         self.seen: dict[tuple[bool, int], np.ndarray] = {}  # features by whether it is an earlier study's, and number
         self.tried: set[frozenset[tuple[str, object]]] = set()  # parameters of trials
         self.counted: set[int] = set()  # numbers of ended trials that are among them
@@ -257,7 +257,7 @@ class FrontSampler(BaseSampler):
         self.rate: float | None = None  # what decided for the newest proposal: share per second, with `PATIENCE`
         self.slowest = 0.0  # seconds of the reference point at the newest proposal
         self.forecast: Forecast | None = None
-        self.n_forecast = 0  # finished trials it was fitted to
+        self.n_forecast = -1  # as `n_fitted`, of own trials that have a curve
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}
@@ -284,7 +284,7 @@ class FrontSampler(BaseSampler):
         if expected_seconds == self.expected_seconds:
             return
         self.expected_seconds = expected_seconds
-        self.seen, self.n_fitted, self.n_forecast = {}, 0, 0
+        self.seen, self.n_fitted, self.n_forecast = {}, -1, -1
         for candidate in self.pool:
             candidate.seconds = candidate.x = None
 
@@ -316,8 +316,8 @@ class FrontSampler(BaseSampler):
             )
         timed = [candidate for candidate in timed if pace * candidate.seconds <= (self.max_seconds or math.inf)]
         seconds = pace * np.array([candidate.seconds for candidate in timed])
-        n_ended = len(self.earlier) + sum(trial.state.is_finished() for trial in trials)
-        if self.model is None or n_ended > REFIT * self.n_fitted:
+        n_ended = sum(trial.state.is_finished() for trial in trials)
+        if n_ended > REFIT * self.n_fitted:
             x, accuracies = self._learnt(trials)
             if len(x) >= self.n_startup:
                 self.model, self.n_fitted = AccuracyModel(x, accuracies, int(self.generator.integers(2**31))), n_ended
@@ -368,10 +368,11 @@ class FrontSampler(BaseSampler):
             for trial in part
             if trial.state is TrialState.COMPLETE and len(trial.user_attrs.get("curve", ())) > 1
         ]
-        if len(finished) >= self.n_startup and len(finished) > REFIT * self.n_forecast:
+        n_own = sum(not is_earlier for _, is_earlier in finished)
+        if len(finished) >= self.n_startup and n_own > REFIT * self.n_forecast:
             x = np.stack([self._features(trial, is_earlier) for trial, is_earlier in finished])
             self.forecast = Forecast(x, [accuracies(trial) for trial, _ in finished], seed=0)
-            self.n_forecast = len(finished)
+            self.n_forecast = n_own
         return self.forecast is not None
 
     def _candidates(self, complete: Sequence[FrozenTrial]) -> list[Candidate]:

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import get_args
 
@@ -101,12 +101,17 @@ def enqueue_baselines(study: Study, space: Space) -> None:
             study.enqueue_trial(params, user_attrs={"label": label})
 
 
-def requeue_interrupted(study: Study) -> int:
-    """RUNNING to WAITING, for when no worker is left; returns how many trials that were."""
+def requeue_interrupted(study: Study, besides: Collection[int] = ()) -> int:
+    """RUNNING to WAITING, of trials that no worker has; returns how many that were.
+
+    Args:
+        besides: Numbers of those that one has.
+    """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    for trial in running:
+    interrupted = [trial for trial in running if trial.number not in besides]
+    for trial in interrupted:
         requeue(study, trial._trial_id)
-    return len(running)
+    return len(interrupted)
 
 
 def requeue(study: Study, trial_id: int) -> None:
@@ -207,6 +212,7 @@ class StudySearch(Searcher):
         self.curves: dict[str, list[dict[str, object]]] = {}
         self.stopped: dict[str, str] = {}  # why the rule ended a trial that Tune has not ended yet
         self.asked: optuna.Trial | None = None  # proposed, and not yet handed to Tune
+        self.asking = False  # also after a failure, which may have left a trial RUNNING that nobody has
         self.silent_since: float | None = None  # when the storage was last heard of, if it does not answer
         self.untold: list[tuple[optuna.Trial, TrialState, list[float] | None, dict[str, object]]] = []
         self.problem: Exception | None = None
@@ -220,11 +226,15 @@ class StudySearch(Searcher):
         """
         if self.problem:
             raise self.problem
-        if self.n_ended >= self.n_trials or self.gains_too_little():
+        if self.n_ended >= self.n_trials:
             return Searcher.FINISHED
+        if any(state is TrialState.WAITING for _, state, _, _ in self.untold):
+            return None  # what is to run again comes before what is new
         if len(self.running) >= min(self.n_concurrent, self.n_trials - self.n_ended):
             return None
         try:
+            if self.gains_too_little() and not self._any_waits():
+                return None if self.running else Searcher.FINISHED  # one that runs may yet have to run again
             return self._propose(trial_id)
         except (SQLAlchemyError, StorageInternalError) as error:
             self.storage_failed(error)
@@ -242,7 +252,7 @@ class StudySearch(Searcher):
         return self.until_gain is not None and self.gain_per_hour is not None and self.gain_per_hour < self.until_gain
 
     def _propose(self, trial_id: str) -> dict[str, object]:
-        self.asked = trial = self.asked or self.study.ask()
+        self.asked = trial = self.asked or self._ask()
         stored = trial.user_attrs.get("config")
         config = TrialConfig(**stored) if stored else self.configure(trial)
         trial.set_user_attr("config", config.model_dump(mode="json"))
@@ -264,6 +274,18 @@ class StudySearch(Searcher):
             "seconds_per_step": known,
             **self.worker_config(trial.number),
         }
+
+    def _ask(self) -> optuna.Trial:
+        if self.asking:
+            ours = [*self.running.values(), *(trial for trial, *_ in self.untold)]
+            requeue_interrupted(self.study, besides={trial.number for trial in ours})
+        self.asking = True
+        trial = self.study.ask()
+        self.asking = False
+        return trial
+
+    def _any_waits(self) -> bool:
+        return any(trial.state is TrialState.WAITING for trial in self.study.get_trials(deepcopy=False))
 
     def storage_failed(self, error: Exception) -> None:
         """The storage refused something that is tried again; too long a silence, or a full disk, ends the run."""

@@ -71,6 +71,11 @@ class StudySettings(Frozen):
     results_dir: str = "results"
     address: str | None = None  # None: Ray on this machine
 
+    @field_validator("address")
+    @classmethod
+    def none_is_on_this_machine(cls, address: str | None) -> str | None:
+        return None if address == "local" else address  # Ray's own word for it
+
     @field_validator("name")
     @classmethod
     def fit_for_a_folder(cls, name: str) -> str:

@@ -27,7 +27,12 @@ SQLITE_TIMEOUT = 60  # seconds a writer waits for a locked file; the default of 
 def has_password(url: str) -> bool:
     """Whether the URL holds one, as its password or in its query."""
     parsed = make_url(url)
-    return bool(parsed.password) or any("password" in key for key in parsed.query)
+    return bool(parsed.password) or any(map(_may_be_secret, parsed.query))
+
+
+def _may_be_secret(key: str) -> bool:
+    """Of a URL's query: drivers call a password `password`, `passwd` or `pwd`, or take it inside an ODBC string."""
+    return any(part in key.lower() for part in ("passw", "pwd", "secret", "token", "odbc_connect"))
 
 
 def redacted(url: str) -> str:
@@ -36,7 +41,7 @@ def redacted(url: str) -> str:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         return "(not a URL)"
-    hidden = {key: "***" for key in parsed.query if "password" in key}
+    hidden = {key: "***" for key in parsed.query if _may_be_secret(key)}
     return parsed.update_query_dict(hidden).render_as_string(hide_password=True)
 
 

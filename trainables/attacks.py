@@ -381,7 +381,8 @@ class ContinuousPgd:
             self.graphs.prepare(self.key, self._iterate, state)
             robust = batched_classified(self.model, x, y, self.batch_size)
             for index in robust.nonzero().squeeze(1).split(self.capacity):
-                robust[index] &= ~self._fooled(x[index], y[index], generator)
+                if len(index):
+                    robust[index] &= ~self._fooled(x[index], y[index], generator)
         return robust
 
     def _fooled(self, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -283,6 +283,7 @@ class Trial:
         if evaluation.attacked_weights == "initial":
             if last not in self.attacked:
                 recipe = {"norm": evaluation.attack_norm, "eps": evaluation.eps, "steps": evaluation.attack_steps}
+                recipe["step_size"] = self.config.step_size
                 self.attacked[last] = self._crafted(self._untrained(), x, y, recipe)
             return accuracy(self.model, self.attacked[last], y, EVAL_BATCH)
         if self.graphs.captures and not uses_batch_statistics(self.model):

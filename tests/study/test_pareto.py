@@ -340,6 +340,20 @@ def test_a_storage_path_that_cannot_be_written_is_a_mistake_before_anything_is_w
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_new_study_does_not_go_on_from_an_earlier_ones_checkpoints(tmp_path, capsys):
+    place, results = tmp_path / "shared", tmp_path / "results"
+    (place / "quickstart" / "0003").mkdir(parents=True)
+    (place / "quickstart" / "timings").mkdir()
+    options = ["--results-dir", str(results), "--storage-path", str(place)]
+    assert pareto.main(options) == 2
+    assert f"storage_path: {place}/quickstart has checkpoints of an earlier study (0003);" in capsys.readouterr().err
+    assert not results.exists()
+    settings, _ = pareto.resolve({"results_dir": str(results), "storage_path": str(place)})
+    settings.folder.mkdir(parents=True)
+    optuna.create_study(storage=settings.storage_url, study_name="quickstart", directions=storage.DIRECTIONS)
+    folders.check_storage_path(settings)  # its own
+
+
 def test_a_folder_with_other_files_is_not_taken_over(tmp_path, capsys):
     (tmp_path / "quickstart").mkdir()
     (tmp_path / "quickstart" / "thesis.tex").write_text("mine")

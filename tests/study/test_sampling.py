@@ -298,6 +298,16 @@ def test_an_earlier_study_is_learned_from_but_not_on_the_front():
     assert study.sampler.gain_per_hour is None  # there is no front yet to gain on
 
 
+def test_a_study_that_starts_from_many_trials_learns_from_each_of_its_own():
+    earlier = study_of(optuna.samplers.RandomSampler(seed=0), n=60)
+    study = study_of(front_sampler(earlier=earlier.trials))
+    fitted = []
+    for _ in range(3):
+        ask_and_tell(study, lambda config: 0.5)
+        fitted.append(study.sampler.n_fitted)
+    assert fitted == [0, 1, 2]
+
+
 def test_the_expected_gain_shrinks_as_the_front_fills():
     def accuracy(config):
         return 0.8 if config.training == "free" else 0.1

@@ -8,8 +8,9 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
-from study import search, spaces
+from study import search, spaces, storage
 from study.settings import StudySettings
+from study.sole_writer import SoleWriter
 from study.stopping import Stopping
 from study.storage import DIRECTIONS, n_finished
 from trainables.errors import InputError
@@ -483,3 +484,51 @@ def test_the_sampler_that_knows_what_new_trials_promise_decides_which_make_way(s
     chosen = search.stop_rule(settings, made)
     assert chosen == made.stop if rule == "stop" else isinstance(chosen, Stopping)
     assert search.stop_rule(settings.model_copy(update={"stop_early": False}), made) is None
+
+
+def refusing(call, times):
+    """The call, which the storage refuses so many times before it answers."""
+    left = [times]
+
+    def answer(*args, **kwargs):
+        if left[0]:
+            left[0] -= 1
+            raise OperationalError("", {}, "server closed the connection unexpectedly")
+        return call(*args, **kwargs)
+
+    return answer
+
+
+def test_a_trial_that_was_begun_before_the_connection_broke_is_handed_out(space, monkeypatch, tmp_path):
+    database = SoleWriter(storage.from_url(f"sqlite:///{tmp_path}/study.db"))
+    searcher, _ = new_search(new_study(database), space)
+    searcher.suggest("t0")
+    monkeypatch.setattr(database.database, "get_trial", refusing(database.database.get_trial, 1))
+    assert searcher.suggest("t1") is None
+    assert searcher.suggest("t1")["label"] == "other"
+    assert sorted(trial.number for trial in searcher.running.values()) == [0, 1]
+    assert [trial.state.name for trial in searcher.study.trials] == ["RUNNING"] * 2
+
+
+def test_nothing_new_is_proposed_while_a_trial_waits_to_run_again(space, monkeypatch):
+    study = new_study()
+    searcher, _ = new_search(study, space)
+    searcher.suggest("t0")
+    monkeypatch.setattr(optuna.Trial, "set_user_attr", refusing(optuna.Trial.set_user_attr, 1))
+    searcher.fail("t0", "worker lost")
+    assert searcher.suggest("t1") is None
+    searcher.flush()
+    assert searcher.suggest("t1")["number"] == 0
+
+
+def test_a_trial_lost_after_too_little_was_to_be_gained_runs_again(space, tmp_path):
+    searcher, _ = new_search(new_study(f"sqlite:///{tmp_path}/study.db"), space)
+    searcher.study.sampler.gain = searcher.study.sampler.gain_per_hour = 0.0
+    searcher.until_gain = 1.0
+    assert [searcher.suggest(trial_id)["number"] for trial_id in ("t0", "t1")] == [0, 1]
+    searcher.on_trial_complete("t1", report(EPOCHS))
+    assert searcher.suggest("t2") is None
+    searcher.fail("t0", "worker lost")
+    assert searcher.suggest("t3")["number"] == 0
+    searcher.on_trial_complete("t3", report(EPOCHS))
+    assert searcher.suggest("t4") == search.Searcher.FINISHED and searcher.ending == "too little gain"

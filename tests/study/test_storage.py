@@ -9,8 +9,16 @@ from trainables.errors import InputError
 
 
 def test_a_password_is_never_shown():
-    for url in ("postgresql://me:secret@host/db", "postgresql://host/db?password=secret&sslpassword=secret"):
+    for url in (
+        "postgresql://me:secret@host/db",
+        "postgresql://host/db?password=secret&sslpassword=secret",
+        "mysql+pymysql://me@host/db?passwd=secret&charset=utf8",
+        "mysql://me@host/db?PWD=secret",
+        "mssql+pyodbc://host/db?odbc_connect=DRIVER%3Dx%3BPWD%3Dsecret",
+    ):
         assert "secret" not in storage.redacted(url) and "host/db" in storage.redacted(url)
+        assert storage.has_password(url)
+    assert "charset=utf8" in storage.redacted("mysql://me@host/db?charset=utf8")
     with pytest.raises(InputError) as error:
         storage.from_url("postgresql://me:secret@127.0.0.1:1/db")
     assert "secret" not in str(error.value) and "127.0.0.1" in str(error.value)

@@ -437,3 +437,13 @@ def test_trials_one_after_the_other_free_their_graphs(few_digits):
         torch.cuda.empty_cache()
         reserved.append(torch.cuda.memory_reserved())
     assert reserved[-1] <= reserved[1]
+
+
+@on_each_device
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_where_nothing_is_classified_correctly_nothing_is_robust(device, make_graphs, norm):
+    model = resnet(8, 10, 1, "fixup").to(device)  # all logits zero: class 0 for every image
+    x, y = torch.rand(5, 1, 8, 8, device=device), torch.ones(5, dtype=torch.int64, device=device)
+    attack = ContinuousPgd(model, (1, 8, 8), 5, make_graphs(device), eps=0.1, steps=2, norm=norm, batch_size=4)
+    generator = torch.Generator(device).manual_seed(1)
+    assert attack.robust_mask(x, y, generator).tolist() == [False] * 5

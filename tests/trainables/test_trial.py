@@ -142,6 +142,18 @@ def test_attacking_the_initial_weights_judges_the_same_images_after_every_epoch(
     assert trial.curve[-1]["adversarial_accuracy"] == pytest.approx(right)
 
 
+STATIC = CONFIG.model_copy(update={"training": "static", "pgd_steps": 3, "eps": 0.1})
+
+
+def test_images_judged_against_the_initial_weights_are_crafted_with_the_trainings_step(digits):
+    evaluation = EVALUATION.model_copy(update={"attacked_weights": "initial", "examples": 20, "eps": 0.1})
+    tiny = Trial(STATIC.model_copy(update={"step_size": 1e-6}), digits, evaluation, CPU)
+    tiny._evaluate(last=True)
+    start = Trial(STATIC.model_copy(update={"step_size": 1e-9}), digits, evaluation, CPU)
+    start._evaluate(last=True)
+    torch.testing.assert_close(tiny.attacked[True], start.attacked[True], rtol=0, atol=1e-4)
+
+
 def test_the_evaluations_norm_is_not_the_trainings(digits):
     config = CONFIG.model_copy(update={"training": "fgsm", "eps": 0.05, "epochs": 1})
     trials = [
@@ -219,9 +231,6 @@ def test_a_checkpoint_of_another_configuration_is_refused(digits):
     state = Trial(CONFIG, digits, EVALUATION, CPU).state_dict()
     with pytest.raises(ValueError, match="another trial"):
         Trial(CONFIG.model_copy(update={"seed": 9}), digits, EVALUATION, CPU).load_state_dict(state)
-
-
-STATIC = CONFIG.model_copy(update={"training": "static", "pgd_steps": 3, "eps": 0.1})
 
 
 def test_every_number_of_a_row_is_finite(digits):
