@@ -38,6 +38,8 @@ def stored_settings(settings: StudySettings, given: Mapping[str, object] | None 
         raise InputError(f"name: {folder} holds study {held[0]!r}; accepted: a folder of that name, or a new --name")
     if study is not None and not storage.made_here(study):
         raise InputError(f"name: {settings.name!r} is another program's study in that storage; accepted: a new --name")
+    if study is not None:
+        storage.require_own_trials(study)
     stored = storage.settings_of(study, given or {})
     if stored is not None and "search" in stored:
         raise InputError(f"name: {settings.name!r} is a confirmation; accepted: the search {stored['search']!r}")

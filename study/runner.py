@@ -401,15 +401,17 @@ class Results:
     def told(self, number: int) -> None:
         """A trial's end is in the storage."""
         trials = self.study.get_trials(deepcopy=False)
+        # Their numbers have gaps where others have enqueued trials since.
+        ended = next(trial for trial in trials if trial.number == number)
         try:
-            sync_models(trials, self.folder, self.checkpoints, trials[number])
+            sync_models(trials, self.folder, self.checkpoints, ended)
         except Unreachable as error:
             logger.warning("weights are fetched later: %s", error)
         start = time.monotonic()
         if start >= self.next_tables:
             write_tables(self.study, self.folder)
             self.next_tables = start + (time.monotonic() - start) / self.SHARE
-        self.progress.update(trials, ended=trials[number])
+        self.progress.update(trials, ended=ended)
 
 
 def run(

@@ -30,6 +30,7 @@ from study.spaces import Space
 from study.stopping import RunningTrial, Stopping
 from study.storage import OBJECTIVES, n_finished
 from trainables.config import Probe, TrialConfig
+from trainables.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,7 @@ def requeue(study: Study, trial_id: int) -> None:
 
 STORAGE_PATIENCE = 300.0  # seconds that a storage may stay locked or unreachable before the run ends
 RETRY_SECONDS = 0.5
+FIXED = "fixed_params"  # Optuna's attribute of a trial that was enqueued: its parameters
 NO_ROOM = ("disk is full", "No space left", "disk full")
 
 # A running trial and all trials of the study; returns why it should end now, or None.
@@ -251,10 +253,20 @@ class StudySearch(Searcher):
         """Whether the newest proposal was expected to add less to the hypervolume than the study goes on for."""
         return self.until_gain is not None and self.gain_per_hour is not None and self.gain_per_hour < self.until_gain
 
-    def _propose(self, trial_id: str) -> dict[str, object]:
+    def _propose(self, trial_id: str) -> dict[str, object] | None:
         self.asked = trial = self.asked or self._ask()
         stored = trial.user_attrs.get("config")
-        config = TrialConfig(**stored) if stored else self.configure(trial)
+        try:
+            config = TrialConfig(**stored) if stored else self.configure(trial)
+        except InputError as error:
+            was_enqueued = FIXED in self.study._storage.get_trial(trial._trial_id).system_attrs
+            if not was_enqueued or "label" in trial.user_attrs:
+                raise  # the space is at fault, or its BASELINES
+            self.asked = None
+            self.n_ended += 1
+            self.untold.append((trial, TrialState.FAIL, None, {"reason": f"enqueued, but not accepted: {error}"}))
+            self.flush()
+            return None
         trial.set_user_attr("config", config.model_dump(mode="json"))
         trial.set_user_attr("tune_trial_id", trial_id)
         self.gain_per_hour = getattr(self.study.sampler, "gain_per_hour", None)

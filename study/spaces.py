@@ -68,7 +68,9 @@ def load(name_or_path: str) -> Space:
         if not isinstance(value, dict):
             raise InputError(f"{field}: {type(value).__name__} given in {path}; accepted: a dict")
     for label, params in baselines.items():
-        if not isinstance(label, str) or not label.isprintable() or not 0 < len(label.encode()) <= MAX_LABEL:
+        if not isinstance(label, str) or not (
+            label.strip() and label.isprintable() and len(label.encode()) <= MAX_LABEL
+        ):
             accepted = f"1 to {MAX_LABEL} characters (bytes in UTF-8), all of them printable"
             raise InputError(f"BASELINES: label {label!r:.60} given in {path}; accepted: {accepted}")
         if not isinstance(params, dict):

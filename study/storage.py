@@ -156,6 +156,7 @@ def named(name: str, results_dir: str, url: str | None, field: str = "name") -> 
         raise InputError(f"{field}: {name!r} is a confirmation; accepted: the search {settings['search']!r}")
     if "paper" in settings or not made_here(study):
         raise InputError(f"{field}: {name!r} was not made by study.pareto; accepted: a study that was")
+    require_own_trials(study, field)
     return study
 
 
@@ -176,6 +177,19 @@ def settings_of(study: optuna.Study | None, given: Mapping[str, object]) -> dict
 def made_here(study: optuna.Study) -> bool:
     """Whether a command of this project made it, or has only begun to, and not another program."""
     return study.directions == DIRECTIONS and ("settings" in study.user_attrs or not study.get_trials(deepcopy=False))
+
+
+def require_own_trials(study: optuna.Study, field: str = "name") -> None:
+    """Raises:
+    InputError: If another program has told the study of a complete trial, which has nothing of what ours record.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    foreign = next((trial.number for trial in complete if "config" not in trial.user_attrs), None)
+    if foreign is not None:
+        raise InputError(
+            f"{field}: {study.study_name!r} has a complete trial, #{foreign}, of another program; "
+            "accepted: trials that ran here, which others may enqueue"
+        )
 
 
 def names(url: str) -> list[str]:

@@ -8,6 +8,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -390,3 +391,11 @@ def test_processes_without_mps_find_no_daemon(monkeypatch, tmp_path):
     assert there == [] and not Path(without).exists()
     assert (with_mps, files) == (str(tmp_path), ["control"])
     assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path)
+
+
+def test_fewer_images_than_it_needs_are_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engine.data, "imagefolder", lambda folder: SimpleNamespace(labels=range(43)))
+    out = tmp_path / "engine.json"
+    assert engine.main(["--smoke", "--data", str(tmp_path), "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"error: data: 43 images in {tmp_path}/train given; accepted: at least 44\n"
+    assert not out.exists()

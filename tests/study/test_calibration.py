@@ -107,3 +107,13 @@ def test_a_device_that_was_not_equally_free_is_told(measured, said, times):
         calibration.error_text(study.trials)
         == f"{'Calibrated seconds are ' if said else ''}{said}{unequal if times else ''}"
     )
+
+
+def test_seconds_of_several_kinds_of_device_are_told():
+    study = optuna.create_study(directions=DIRECTIONS)
+    calibration.keep(study, CONFIG, "H100", {8: 1.0})
+    assert calibration.timing_text(study) == ""
+    calibration.keep(study, CONFIG, "T4", {8: 9.0})
+    assert (
+        calibration.timing_text(study) == "Seconds are of 2 kinds of device (H100, T4): they compare only within one."
+    )

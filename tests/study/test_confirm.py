@@ -1,6 +1,7 @@
 """Members, seeds, gates and tables of a confirmation on made-up trainings, and one small one through Ray."""
 
 import sqlite3
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -17,6 +18,7 @@ from study.results import wilson
 from study.settings import StudySettings
 from trainables.config import ConstantBatch, TrialConfig
 from trainables.errors import InputError
+from trainables.stores import Unreachable
 from trainables.strong import pack
 
 SETTINGS = {"name": "mine", "space": "quickstart", "trials": 4, "dataset": "digits", "data_dir": None, "depth": 8}
@@ -332,6 +334,23 @@ def test_an_interrupted_confirmation_says_how_to_go_on_with_the_same_members(mad
     study = confirmation.prepare(settings, members.default_members(searched.trials))
     confirmation.finish(searched, study, settings, Console(width=300), "interrupted")
     assert f"To go on: python -m study.confirm mine --results-dir {tmp_path}\n" in capsys.readouterr().out
+
+
+def test_checkpoints_that_a_crash_left_of_ended_trainings_are_removed(made, monkeypatch, capsys):
+    searched, study, settings, _ = made
+    kept, left = (Path(settings.checkpoints) / name for name in ("0099", "0000"))
+    for folder in (kept, left):
+        folder.mkdir(parents=True)
+    assert study.trials[0].state.is_finished()
+    confirmation.finish(searched, study, settings, Console(width=300), "finished")
+    assert kept.exists() and not left.exists()
+
+    def unreachable(*args):
+        raise Unreachable("s3://bucket: no answer")
+
+    monkeypatch.setattr(confirmation, "remove_finished", unreachable)
+    confirmation.finish(searched, study, settings, Console(width=300), "finished")
+    assert "stay where they are: s3://bucket" in capsys.readouterr().out
 
 
 def test_other_settings_than_the_confirmations_are_refused(made):

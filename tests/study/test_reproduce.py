@@ -21,6 +21,7 @@ from study.papers.settings import Scale
 from trainables.batch_schedules import batch_sizes
 from trainables.config import TrialConfig
 from trainables.errors import InputError
+from trainables.stores import Unreachable
 
 SEEDS = (0, 1, 2)
 NOISE = {0: -0.002, 1: 0.0, 2: 0.002}  # small beside every effect below
@@ -472,6 +473,18 @@ def test_a_partial_reproduction_is_told_with_the_seeds_it_has(tmp_path):
     table = pd.read_csv(settings.folder / "table.csv")
     assert set(table.loc[table["kind"] == "claim", "n"]) == {1}
     assert set(table.loc[table["kind"] == "claim", "verdict"]) == {"inconclusive at this scale"}
+
+
+def test_tables_are_written_where_the_weights_cannot_be_fetched(tmp_path, monkeypatch):
+    from study import reproduction
+
+    def unreachable(*args):
+        raise Unreachable("s3://bucket: no answer")
+
+    monkeypatch.setattr(reproduction, "sync_models", unreachable)
+    settings = settings_of("accelat", results_dir=str(tmp_path))
+    assert "stay where they are: s3://bucket" in told(partial_study(settings, 1), settings)
+    assert (settings.folder / "table.csv").exists()
 
 
 @pytest.mark.parametrize(("objective", "total", "target"), [("measured", 3.0, 2.0), ("calibrated", 30.0, 20.0)])

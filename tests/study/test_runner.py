@@ -7,8 +7,9 @@ import pytest
 import torch
 import yaml
 
-from study import runner
+from study import runner, storage
 from study.settings import StudySettings
+from study.sole_writer import SoleWriter
 from study.storage import DIRECTIONS
 from tests.study.test_results import add
 from trainables import ray_trainable
@@ -171,6 +172,24 @@ def test_a_store_that_does_not_answer_when_a_trial_ends_does_not_end_the_study(t
     progress = SimpleNamespace(update=lambda trials, ended: shown.append(ended.number))
     runner.Results(study, tmp_path, "s3://bucket", progress).told(0)
     assert shown == ["tables", 0] and "weights are fetched later: s3://bucket: no answer" in caplog.text
+
+
+def test_a_trials_end_is_its_own_where_others_have_enqueued_trials_since(tmp_path, monkeypatch):
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(storage=SoleWriter(storage.from_url(url)), study_name="a", directions=DIRECTIONS)
+    study.ask()
+    optuna.load_study(storage=url, study_name="a").enqueue_trial({})
+    last = study.ask()
+    shown = []
+    monkeypatch.setattr(runner, "sync_models", lambda trials, folder, place, ended: shown.append(ended.number))
+    monkeypatch.setattr(runner, "write_tables", lambda *args: None)
+    progress = SimpleNamespace(update=lambda trials, ended: shown.append(ended.number))
+    runner.Results(study, tmp_path, str(tmp_path), progress).told(last.number)
+    assert shown == [2, 2] and last.number == 2
+
+
+def test_rays_word_for_this_machine_is_no_address():
+    assert StudySettings(name="a", address="local").address is None
 
 
 def test_on_one_machine_what_an_autoscaler_may_start_does_not_count(on):

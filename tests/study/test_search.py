@@ -532,3 +532,22 @@ def test_a_trial_lost_after_too_little_was_to_be_gained_runs_again(space, tmp_pa
     assert searcher.suggest("t3")["number"] == 0
     searcher.on_trial_complete("t3", report(EPOCHS))
     assert searcher.suggest("t4") == search.Searcher.FINISHED and searcher.ending == "too little gain"
+
+
+@pytest.mark.filterwarnings("ignore:Fixed parameter")
+@pytest.mark.parametrize(
+    ("params", "said"), [({"norm": "layernorm"}, "'layernorm' not in"), ({"momentum": 7.0}, "momentum: 7.0 given")]
+)
+def test_a_trial_that_others_enqueued_with_what_is_not_accepted_fails_alone(space, params, said):
+    study = new_study()
+    searcher, told = new_search(study, space)
+    study.enqueue_trial(params)
+    assert [searcher.suggest(f"t{i}")["number"] for i in range(2)] == [0, 1]
+    for i in range(2):
+        searcher.on_trial_complete(f"t{i}", report(EPOCHS))
+    assert searcher.suggest("t2") is None
+    refused = study.trials[2]
+    assert refused.state is TrialState.FAIL and told == [0, 1, 2] and searcher.n_ended == 3
+    reason = refused.user_attrs["reason"]
+    assert reason.startswith("enqueued, but not accepted: ") and said in reason
+    assert searcher.suggest("t3")["number"] == 3

@@ -127,6 +127,7 @@ def test_a_published_number_out_of_range_is_refused_in_words(tmp_path, suggested
         ("BASELINES = {'🐍' * 21: {}}\ndef space(trial): pass\n", "accepted: 1 to 80 characters (bytes in UTF-8)"),
         ("BASELINES = {'a\\0b': {}}\ndef space(trial): pass\n", "all of them printable"),
         ("BASELINES = {'\\ud800': {}}\ndef space(trial): pass\n", "all of them printable"),
+        ("BASELINES = {' ': {}}\ndef space(trial): pass\n", "accepted: 1 to 80 characters"),
         ("BASELINES = {1: {}}\ndef space(trial): pass\n", "accepted: 1 to 80 characters"),
         (
             "def space(trial):\n"

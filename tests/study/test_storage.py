@@ -1,10 +1,11 @@
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
+import optuna
 import pytest
 
-from study import storage
-from study.settings import sqlite_url
+from study import folders, storage
+from study.settings import StudySettings, sqlite_url
 from trainables.errors import InputError
 
 
@@ -74,3 +75,18 @@ def test_a_study_in_a_file_that_must_not_be_written_is_found(tmp_path):
     url = f"sqlite:///file:{tmp_path / 'study.db'}?mode=ro&uri=true"
     assert storage.existing(url, "a").study_name == "a"
     assert storage.existing(url.replace("study.db", "other.db"), "a") is None
+
+
+def test_a_complete_trial_of_another_program_is_one_line_and_takes_no_weights(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    study = storage.open_study(storage.from_url(f"sqlite:///{folder}/study.db"), "mine")
+    study.set_user_attr("settings", StudySettings(name="mine").model_dump(mode="json"))
+    assert storage.named("mine", str(tmp_path), None).study_name == "mine"
+    study.add_trial(optuna.trial.create_trial(values=[0.7, 0.05]))
+    for look in (
+        lambda: storage.named("mine", str(tmp_path), None),
+        lambda: folders.stored_settings(StudySettings(name="mine", results_dir=str(tmp_path))),
+    ):
+        with pytest.raises(InputError, match="name: 'mine' has a complete trial, #0, of another program"):
+            look()
