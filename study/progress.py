@@ -71,7 +71,7 @@ def clock(seconds: float) -> str:
 
 def ended_line(trial: FrozenTrial) -> str:
     """One ended trial, e.g. `#3 Fixup 8→128: adversarial 0.420, clean 0.973, 25.1 s`."""
-    head = f"#{trial.number} {describe(trial)}"
+    head = f"#{trial.number} {describe(trial)}".rstrip()
     if trial.state is TrialState.COMPLETE:
         accuracy, seconds = trial.values
         line = f"{head}: adversarial {accuracy:.3f}, clean {trial.user_attrs['clean_accuracy']:.3f}, {seconds:.1f} s"
