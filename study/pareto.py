@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import get_args
 
 import click
@@ -99,10 +100,20 @@ def resolve(given: dict[str, object]) -> tuple[StudySettings, Space]:
     stored = stored_settings(from_layers(unsure, None, space.defaults), given)
     refuse_another_kind("search", given["name"], stored)
     if stored is not None and "space" not in given:
+        require_still_there(Path(stored["space"]), str(given["name"]), Path(given.get("results_dir", "results")))
         space = spaces.load(str(stored["space"]))
     if stored is None and "eps" not in given:
         require_own_radius(given, space)
     return with_known_start(from_layers(given, stored, space.defaults), "warm_start" in given), space
+
+
+def require_still_there(file: Path, name: str, results_dir: Path) -> None:
+    """Raises:
+    InputError: If the study's space is a file of the user's that is gone.
+    """
+    if file.suffix == ".py" and not file.is_file():
+        kept = results_dir / name / "space.py"
+        raise InputError(f"space: {file} of study {name!r} is gone; accepted: a copy of {kept}, named {file.name}")
 
 
 def require_own_radius(given: Mapping[str, object], space: Space) -> None:

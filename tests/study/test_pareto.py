@@ -399,6 +399,16 @@ def test_a_folder_stays_its_studys_when_the_space_has_moved(tmp_path):
         assert folders.made_with(tmp_path, study) is same
 
 
+def test_a_study_whose_space_is_gone_says_where_its_text_is(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    study = storage.open_study(storage.from_url(f"sqlite:///{tmp_path}/mine/study.db"), "mine")
+    gone = StudySettings(name="mine", space="/gone/wide.py", results_dir=str(tmp_path))
+    study.set_user_attr("settings", gone.model_dump(mode="json"))
+    assert pareto.main(["--name", "mine", "--results-dir", str(tmp_path)]) == 2
+    error = "error: space: /gone/wide.py of study 'mine' is gone; "
+    assert capsys.readouterr().err == f"{error}accepted: a copy of {tmp_path}/mine/space.py, named wide.py\n"
+
+
 @pytest.mark.parametrize("directions", [["maximize"], ["maximize", "minimize"]])
 def test_another_programs_study_is_not_taken_over(directions, tmp_path, capsys):
     url = f"sqlite:///{tmp_path / 'other.db'}"
