@@ -78,3 +78,14 @@ def test_only_so_many_trials_are_fitted_and_the_most_accurate_are_among_them(mon
     assert len(kept) == len(set(kept)) == 20 and 7 in kept
     assert set(range(190, 200)) <= set(kept)
     assert list(most_telling(y, 200)) == list(range(200))
+
+
+def test_both_models_are_asked_alike():
+    rng = np.random.default_rng(0)
+    x, new = rng.normal(size=(40, 3)), rng.normal(size=(9, 3))
+    accuracies = rng.uniform(size=40)
+    means, deviations = zip(
+        *(model.predict(new) for model in (Forest(x, accuracies, 0), Process(x, accuracies))), strict=True
+    )
+    mean, deviation = AccuracyModel(x, accuracies, 0).predict(new)
+    assert mean == pytest.approx(np.mean(means, 0)) and (deviation >= np.min(deviations, 0)).all()

@@ -117,3 +117,14 @@ def test_seconds_of_several_kinds_of_device_are_told():
     assert (
         calibration.timing_text(study) == "Seconds are of 2 kinds of device (H100, T4): they compare only within one."
     )
+
+
+def test_the_nearest_depth_stands_in_before_the_nearest_cost():
+    pgd = CONFIG.model_copy(update={"training": "pgd", "pgd_steps": 7})
+    known = {"resnet8 fixup tf32 natural": {"32": 1.0}, "resnet56 fixup tf32 pgd 7": {"32": 100.0}}
+    assert calibration.expected_seconds(pgd, 96, known) == 3 * 3 * 1.0 * 8
+
+
+def test_of_deeper_networks_the_nearest_stands_in():
+    known = {"resnet110 fixup tf32 natural": {"32": 900.0}, "resnet14 fixup tf32 natural": {"32": 2.0}}
+    assert calibration.expected_seconds(CONFIG, 96, known) == 3 * 3 * 1.0

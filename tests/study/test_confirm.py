@@ -465,3 +465,14 @@ def test_a_confirmation_runs_goes_on_and_leaves_the_search_as_it_was(tmp_path, c
     capsys.readouterr()
     assert pareto.main(["--name", "mine", "--eval-examples", "60", "--attack-steps", "2", *given[1:]]) == 0
     assert "All 4 trials have ended" in capsys.readouterr().out
+
+
+def test_an_interval_of_seconds_ends_at_zero():
+    found = confirmation.spread("seconds", [create_trial(values=[0.5, seconds]) for seconds in (5.0, 15.0)])
+    assert (found["seconds_mean"], found["seconds_low"]) == (10.0, 0.0) and found["seconds_high"] > 70
+
+
+def test_a_recipe_that_overfitted_with_one_seed_of_three_fails():
+    seeds = [HONEST | {"overfitted": overfitted} for overfitted in (True, False, False)]
+    failed = [gate.gate for gate in gates.judge(seeds, gates.Attack(0.1, 10)) if not gate.passed]
+    assert failed == ["overfitting"]

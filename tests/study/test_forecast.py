@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from study import forecast
-from study.forecast import Forecast
+from study.forecast import Forecast, point
 
 # Configurations of the first kind rise by 0.5 over the second half of ten epochs, those of the second not at all.
 KINDS = np.array([[0.0], [1.0]] * 20, dtype=np.float32)
@@ -38,3 +38,7 @@ def test_only_the_newest_curves_are_learned_from(monkeypatch):
     monkeypatch.setattr(forecast, "MAX_CURVES", 20)
     then, now = [[0.1, 0.1]] * 20, [[0.1, 0.9]] * 20
     assert Forecast(KINDS, then + now, seed=0).final(KINDS[0], [0.1], 0.5)[0] == pytest.approx(0.9)
+
+
+def test_a_point_has_the_newest_and_the_best_accuracy():
+    assert point(np.array([7.0]), [0.1, 0.5, 0.3], 0.25) == pytest.approx([7.0, 0.25, 0.3, 0.5])

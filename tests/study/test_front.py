@@ -172,3 +172,16 @@ def test_members_of_a_noisy_front_are_doubtful():
     members = non_dominated(points)
     probability = probability_by_examples(points, 5000)
     assert 0.3 < probability[members].mean() < 0.8 and probability[~members].mean() < 0.1
+
+
+def test_an_accuracy_of_few_examples_is_more_doubtful_than_one_of_many():
+    points = [[0.5, 1.0], [0.6, 2.0], [0.6, 3.0]]
+    few, many = (probability_by_examples(points[:2], np.array([1000, n]))[1] for n in (20, 1000))
+    assert few < 0.95 < many
+
+
+def test_the_probability_is_students_of_the_members_own_seeds():
+    all_right = np.ones((3, 4), dtype=bool)
+    found = probability_on_front([all_right] * 2, [[8.0, 10.0, 12.0], [11.0] * 3], n_resamples=20_000)
+    quicker = stats.t.cdf((11 - 10) / (2 / np.sqrt(3)), 2)
+    assert found == pytest.approx([quicker, 1 - quicker], abs=0.015)  # five standard errors

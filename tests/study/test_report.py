@@ -664,3 +664,18 @@ def test_a_value_cannot_end_the_script_that_holds_it(tmp_path):
     data = re.search(r'id="front-data">(.*?)</script>', text, re.DOTALL).group(1)
     assert json.loads(data)["layout"]["annotations"][0]["text"] == "&lt;/script&gt;&lt;b&gt;"
     assert any(f"x: {value}" in str(trace.get("text")) for trace in json.loads(data)["data"])
+
+
+def test_importance_is_for_coming_into_the_best_quarter_and_not_into_the_worst():
+    study = optuna.create_study(directions=storage.DIRECTIONS, sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(200):
+        trial = study.ask()
+        best, worst = (trial.suggest_float(name, 0, 1) for name in ("best", "worst"))
+        value = 2.0 if best > 0.75 else worst
+        study.tell(trial, [value, -value])
+    found = importances.evaluate(study.trials)
+    assert found.accuracy["best"] > 0.9 and found.seconds["best"] > 0.9
+
+
+def test_twelve_trials_are_enough_for_importances():
+    assert importances.evaluate(TestImportances.trials(12)).n_trials == 12

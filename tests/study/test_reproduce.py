@@ -15,7 +15,7 @@ from scipy import stats
 
 from study import reproduce, reproduction
 from study.papers import accelat, adaptive_batch, lr_batch_ratio, robustnorm
-from study.papers.claims import Measured, by_seed, interval, ratio_interval, slopes, text, verdict
+from study.papers.claims import Claim, Measured, by_seed, interval, ratio_interval, slopes, text, verdict
 from study.papers.paper import CLEAN, SECONDS, Column, trial_configs
 from study.papers.settings import Scale
 from trainables.batch_schedules import batch_sizes
@@ -535,3 +535,15 @@ def test_more_seeds_are_added_and_other_settings_refused(tmp_path):
 )
 def test_intervals_end_where_a_quantity_does(column, measured, shown):
     assert reproduction.cell(column, measured, short=False) == shown
+
+
+def test_clean_accuracy_of_the_table_is_not_the_adversarial_one(tmp_path):
+    settings = settings_of("accelat", results_dir=str(tmp_path))
+    told(partial_study(settings, len(accelat.SCHEDULES)), settings)
+    table = pd.read_csv(settings.folder / "table.csv").set_index(["name", "quantity"])["estimate"]
+    assert (table["AccelAT", "clean_accuracy"], table["AccelAT", "adversarial_accuracy"]) == (0.9, 0.4)
+
+
+def test_a_claim_is_judged_by_the_bounds_it_gives():
+    claim = Claim("A above B", "", "points", (0.0, math.inf), lambda trials: Measured(0.2, 0.1, 0.3, 3))
+    assert [said for _, _, said in reproduction.judged([claim], pd.DataFrame())] == ["reproduced"]

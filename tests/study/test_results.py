@@ -4,7 +4,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from safetensors.numpy import load_file, save
 
 from study import results
@@ -168,3 +168,16 @@ def test_a_trial_is_described_by_its_label_or_by_what_it_is(study):
     assert results.describe(study.trials[1]) == "fixup 8"
     growing = CONFIG | {"training": "pgd", "batch_size_schedule": {"kind": "geometric", "first": 8, "last": 128}}
     assert results.short_name(growing) == "fixup 8→128 pgd"
+
+
+def test_a_published_configuration_promises_nothing_and_hides_no_promise():
+    trials = [
+        create_trial(values=[0.5, 1.0], user_attrs={results.GAIN: 0.25}),
+        create_trial(values=[0.5, 1.0], user_attrs={"label": "Fixup 8→128"}),
+    ]
+    assert results.promised(trials, results.GAIN) == 0.25
+
+
+def test_the_hypervolume_history_begins_with_the_first_trial():
+    trials = [create_trial(values=values) for values in ([0.5, 10.0], [0.3, 5.0], [0.1, 20.0])]
+    assert results.front_hypervolumes(trials) == pytest.approx([5.0, 6.5, 6.5])

@@ -400,3 +400,9 @@ def test_an_earlier_study_tells_how_far_trials_rise():
     study = study_of(front_sampler(earlier=rising_study().get_trials()), n=1)
     ask(study)
     assert stop(study, "natural") is not None
+
+
+def test_a_front_member_beyond_the_reference_changes_nothing():
+    candidate = np.array([0.6]), np.array([0.1]), np.array([2.0])
+    front = np.array([[0.5, 1.0], [0.9, 100.0]])
+    assert expected_gain(*candidate, front, 10.0) == pytest.approx(expected_gain(*candidate, front[:1], 10.0))

@@ -82,3 +82,21 @@ def test_what_needs_seconds_known_beforehand_needs_the_sampler_that_knows_them(f
     after = from_layers({"name": "a", "sampler": "tpe"}, steered.model_dump(mode="json"), {})
     assert after.sampler == "tpe" and getattr(after, field) is None
     assert getattr(from_layers({"name": "a", "sampler": "tpe"}, None, {field: value}), field) is None
+
+
+def test_what_is_not_given_is_as_it_is_stored_and_not_as_the_space_has_it():
+    assert from_layers({"name": "a"}, {"trials": 5}, {"trials": 3}).trials == 5
+
+
+def test_accuracy_is_by_default_that_under_ten_steps_of_8_255():
+    assert StudySettings(name="a").attack == {"attack_norm": "linf", "eps": 8 / 255, "attack_steps": 10}
+
+
+def test_few_examples_and_parts_of_a_processor_are_one_at_the_least():
+    settings = StudySettings(name="a", eval_examples=2, cpus_per_trial=0.5)
+    assert settings.evaluation.curve_examples == 1 and settings.threads == 1
+
+
+def test_a_space_of_the_users_own_may_move():
+    stored = StudySettings(name="a", space="here/mine.py").model_dump(mode="json")
+    assert from_layers({"name": "a", "space": "there/mine.py"}, stored, {}).space == "there/mine.py"

@@ -79,3 +79,25 @@ def test_trials_that_did_not_complete_say_nothing_about_rises_or_the_front():
 )
 def test_what_an_end_says_about_a_configuration(ended, accuracy):
     assert final_accuracy(ended) == accuracy
+
+
+def test_the_largest_rise_of_all_counts_unless_another_quantile_is_given():
+    trials = FINISHED + [trial([0.0] * 5 + [0.7] * 5, seconds=40.0)]
+    running = RunningTrial(CONFIG, "", rows(*[0.05] * 5), 1.0, 29.0)
+    assert Stopping()(running, trials) is None
+    assert Stopping(quantile=0.5)(running, trials) is not None
+
+
+def test_a_member_that_took_just_as_long_counts_as_quicker():
+    as_long = RunningTrial(CONFIG, "", rows(*[0.05] * 5), 1.0, 18.0)  # 19 s, as the slowest, of accuracy 0.65
+    assert "the front has 0.650" in Stopping()(as_long, FINISHED)
+
+
+def test_a_trial_that_has_reached_the_front_goes_on_though_all_others_fell():
+    falling = [trial([0.9] * 5 + [0.5] * 5, seconds=10 + i) for i in range(10)]
+    assert Stopping()(RunningTrial(CONFIG, "", rows(*[0.6] * 5), 1.0, 29.0), falling) is None
+
+
+def test_between_two_epochs_the_earlier_one_counts():
+    assert rises([[0.0, 0.1, 0.4, 0.5]], 0.6) == pytest.approx([0.4])
+    assert rises([[0.0] * 28 + [0.5] * 72], 29 / 100) == pytest.approx([0.0])

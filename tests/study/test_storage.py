@@ -3,6 +3,7 @@ from threading import Barrier
 
 import optuna
 import pytest
+from optuna.trial import create_trial
 
 from study import folders, storage
 from study.settings import StudySettings, sqlite_url
@@ -83,10 +84,26 @@ def test_a_complete_trial_of_another_program_is_one_line_and_takes_no_weights(tm
     study = storage.open_study(storage.from_url(f"sqlite:///{folder}/study.db"), "mine")
     study.set_user_attr("settings", StudySettings(name="mine").model_dump(mode="json"))
     assert storage.named("mine", str(tmp_path), None).study_name == "mine"
-    study.add_trial(optuna.trial.create_trial(values=[0.7, 0.05]))
+    study.add_trial(create_trial(values=[0.7, 0.05]))
     for look in (
         lambda: storage.named("mine", str(tmp_path), None),
         lambda: folders.stored_settings(StudySettings(name="mine", results_dir=str(tmp_path))),
     ):
         with pytest.raises(InputError, match="name: 'mine' has a complete trial, #0, of another program"):
             look()
+
+
+def test_a_study_that_ended_for_too_little_gain_is_not_unfinished():
+    study = optuna.create_study(directions=storage.DIRECTIONS)
+    study.set_user_attr("settings", {"trials": 2})
+    study.add_trial(create_trial(values=[0.5, 1.0]))
+    assert storage.is_unfinished(study)
+    study.set_user_attr("ending", storage.TOO_LITTLE_GAIN)
+    assert not storage.is_unfinished(study)
+
+
+def test_a_study_whose_trials_have_all_ended_is_not_unfinished():
+    study = optuna.create_study(directions=storage.DIRECTIONS)
+    study.set_user_attr("settings", {"trials": 1})
+    study.add_trial(create_trial(values=[0.5, 1.0]))
+    assert not storage.is_unfinished(study)

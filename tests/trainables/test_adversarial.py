@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainables.adversarial import RECIPES, FreeStep, step
+from trainables.adversarial import RECIPES, FreeStep, craft, step
 from trainables.config import AttackNorm, Training, TrialConfig
 from trainables.engine import train_step
 from trainables.resnet import resnet
@@ -303,3 +303,29 @@ def test_updates_equal_torchs_plain_sgd(nesterov):
         F.cross_entropy(theirs(x), y).backward()
         reference.step()
     torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()))
+
+
+@ATTACK_NORMS
+@pytest.mark.parametrize("step_size", [None, 0.02])
+def test_crafted_images_are_where_pgd_ends(step_size, attack_norm):
+    model, (x, y) = linear_model(), batch()
+    start = uniform_start(x, seeded(3), attack_norm)
+    expected = x + climbed(model, x, y, start, 3, step_size or 2.5 * EPS / 3, attack_norm)
+    found = craft(model, x, y, norm=attack_norm, eps=EPS, steps=3, step_size=step_size, generator=seeded(3))
+    torch.testing.assert_close(found, expected)
+
+
+def test_images_are_crafted_in_eval_mode():
+    model, (x, y), modes = linear_model(), batch(), []
+    model.register_forward_hook(lambda module, *_: modes.append(module.training))
+    craft(model, x, y, norm="linf", eps=EPS, steps=3, generator=seeded())
+    assert modes == [False] * 3 and model.training
+
+
+def test_static_step_takes_its_images_as_they_are():
+    weights = []
+    for recipe in ("natural", "static"):
+        model, optimizer = with_optimizer(linear_model())
+        step(config(recipe, pgd_steps=2), seeded())(model, optimizer, *batch())
+        weights.append(model[1].weight.detach())
+    torch.testing.assert_close(*weights, rtol=0, atol=0)

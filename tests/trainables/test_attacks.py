@@ -14,6 +14,7 @@ from trainables.attacks import (
     l2_steepest,
     pgd,
     project,
+    random_start,
     robust_accuracy,
     robust_mask,
     summed_cross_entropy,
@@ -351,3 +352,14 @@ def test_mistaken_arguments_are_refused():
     for whole in (linear_model().train(), nn.Sequential(BatchNorm2d(3, "batch"), linear_model()).eval()):
         with pytest.raises(ValueError, match="drop_fooled"):
             pgd(whole, x, y, eps=0.1, drop_fooled=True)
+
+
+def test_fgsm_takes_one_step_of_length_eps_from_its_random_start():
+    model = linear_model()
+    x, y = torch.full((4, 3, 2, 2), 0.5), torch.tensor([0, 1, 0, 1])
+    weight = model[1].weight.detach()
+    uphill = (weight[1 - y] - weight[y]).sign().view_as(x)
+    start = random_start(x, EPS, "linf", seeded())
+    moved = fgsm(model, x, y, eps=EPS, generator=seeded()) - x
+    torch.testing.assert_close(moved, (start + EPS * uphill).clamp(-EPS, EPS))
+    assert (moved.abs() < 0.9 * EPS).any()

@@ -93,3 +93,13 @@ def test_plateau_repeats_the_newest_size_for_epochs_to_come():
 )
 def test_an_epoch_keeps_its_last_partial_batch(n_examples, batch_size, steps):
     assert steps_per_epoch(n_examples, batch_size) == steps
+
+
+def test_plateau_counts_epochs_without_a_rise_anew_after_each_rise():
+    schedule = PlateauBatch(first=8, last=64, patience=2)
+    assert batch_sizes(schedule, 6, [0.1, 0.1, 0.3, 0.3, 0.5]) == [8] * 6
+
+
+def test_plateau_takes_equal_accuracy_for_no_rise():
+    schedule = PlateauBatch(first=8, last=64, patience=1, min_gain=0)
+    assert batch_sizes(schedule, 3, [0.5, 0.5]) == [8, 8, 16]

@@ -193,3 +193,33 @@ def test_the_precision_of_convolutions_is_set_inside_and_restored():
         with engine.convolving_in(precision):
             assert (convolutions.fp32_precision, products.fp32_precision) == (inside, "ieee")
         assert (convolutions.fp32_precision, products.fp32_precision) == before
+
+
+def test_each_pass_augments_the_images_as_they_were_read(monkeypatch):
+    split, seen = images(12), []
+    before = split.images.clone()
+    monkeypatch.setattr(engine, "augment", lambda images, *_: seen.append(images.clone()) or 255 - images)
+    trainer = make_trainer(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), natural, split, "crop")
+    for _ in range(2):
+        trainer.train_epoch(6, [0.1] * 2)
+    assert torch.equal(split.images, before) and all(torch.equal(images, before) for images in seen) and len(seen) == 2
+
+
+def test_timed_steps_bear_their_share_of_what_a_pass_begins_with(monkeypatch):
+    trainer, clock = make_trainer(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), natural, images(12)), [0.0]
+    trainer.prepare(4)
+
+    def lasts(seconds):
+        return lambda _: clock.append(clock[-1] + seconds)
+
+    monkeypatch.setattr(trainer, "_now", lambda: clock[-1])
+    monkeypatch.setattr(trainer, "_begin", lasts(6.0))
+    monkeypatch.setattr(trainer, "_run", lasts(1.0))
+    assert trainer.seconds(4, 5) == pytest.approx(5 * 1.0 + 5 * 4 / 12 * 6.0)
+
+
+def test_a_model_left_in_eval_mode_is_trained_in_train_mode():
+    modes, model = [], nn.Sequential(nn.Flatten(), nn.Linear(192, 10)).eval()
+    model.register_forward_hook(lambda module, *_: modes.append(module.training))
+    make_trainer(model, natural, images(12)).train_epoch(12, [0.1])
+    assert modes and all(modes)

@@ -174,3 +174,10 @@ def test_too_few_iterations_are_an_error(trained):
     network, batches = trained
     with pytest.raises(RuntimeError, match="converged in 1 iterations"):
         dominant_eigenvalues(network, F.cross_entropy, batches[2:], 8, iterations=1, tolerance=1e-9)
+
+
+def test_a_parameter_that_the_loss_does_not_depend_on_has_no_curvature():
+    network = nn.ModuleDict({"used": nn.Linear(1, 1, bias=False), "unused": nn.Linear(1, 1, bias=False)})
+    network.forward = lambda x: network["used"](x)
+    found = dominant_eigenvalues(network, F.mse_loss, [(torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))], 2)
+    assert found.tolist() == pytest.approx([10.0, 0.0])

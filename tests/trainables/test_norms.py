@@ -143,3 +143,28 @@ def test_unknown_names_are_refused_with_the_accepted_ones():
             norm(name, "both")(16)
     with pytest.raises(ValueError, match=r"'batch'.*groupnorm.*'population'"):
         norm("groupnorm", "batch")(16)
+
+
+def test_robustnorm_trains_by_the_batch_whatever_it_is_judged_by(x):
+    layer = with_random_affine(RobustNorm2d(16, eval_statistics="population"))
+    torch.testing.assert_close(layer(x), robustnorm_by_channel(x, layer))
+
+
+def test_robustnorm_of_a_small_range_equals_the_formula(x):
+    layer = RobustNorm2d(16, power=1.0)
+    torch.testing.assert_close(layer(1e-4 * x), robustnorm_by_channel(1e-4 * x, layer))
+
+
+@pytest.mark.parametrize("eval_statistics", ["population", "batch"])
+@pytest.mark.parametrize("name", ["batchnorm", "robustnorm"])
+def test_running_statistics_follow_a_tenth_of_each_training_batch(name, eval_statistics, x):
+    layer = norm(name, eval_statistics)(16)
+    layer(x)
+    torch.testing.assert_close(layer.running_mean, 0.1 * x.mean((0, 2, 3)))
+
+
+def test_groupnorm_has_two_of_sixteen_channels_in_a_group():
+    x = torch.randn(6, 16, 5, 5, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 17)[:, None, None]
+    groups = norm("groupnorm")(16)(x).unflatten(1, (8, 2))
+    torch.testing.assert_close(groups.mean((2, 3, 4)), torch.zeros(6, 8), atol=1e-5, rtol=0)
+    assert groups.mean((3, 4)).abs().max() > 0.1

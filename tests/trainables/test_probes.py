@@ -1,3 +1,4 @@
+import copy
 from typing import get_args
 
 import pytest
@@ -139,9 +140,47 @@ def test_fewer_images_than_a_batch_are_all_used():
         ([0.4, 0.5, 0.6, 0.1], [0.3, 0.4, 0.45, 0.02], None),  # both collapse: that is divergence
         ([0.4, 0.5, 0.6], [0.08, 0.09, 0.0], None),  # too little to lose
         ([0.4, 0.9, 0.5], [0.4, 0.1, 0.5], 2),  # recovers later, but it happened
+        ([0.5, 0.6, 0.7, 0.8], [0.5, 0.4, 0.3, 0.2], 4),  # bit by bit
+        ([0.4, 0.3, 0.5], [0.1, 0.5, 0.1], 3),  # after the best, which is not the first
+        ([0.4, 0.5], [0.5, 0.25], 2),  # half is enough
+        ([0.4, 0.4], [0.5, 0.1], None),  # FGSM stays
         ([0.5], [0.5], None),
         ([], [], None),
     ],
 )
 def test_catastrophic_overfitting_is_pgd_collapsing_while_fgsm_rises(fgsm, pgd, epoch):
     assert probes.catastrophic_overfitting(fgsm, pgd) == epoch
+
+
+def test_noise_is_another_one_for_each_seed():
+    example = subject(linear(1.0), [0.5] * 200, [0] * 200)
+    assert len({probes.noise(example._replace(seed=seed))["accuracy"] for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize("probe", sorted(set(probes.PROBES) - {"strong"}))
+def test_a_probe_looks_at_the_model_in_eval_mode_and_changes_none_of_its_buffers(probe):
+    model = nn.Sequential(BatchNorm2d(1), *linear(1.0)).train()
+    before, modes = copy.deepcopy(model.state_dict()), set()
+    model[0].register_forward_hook(lambda module, *_: modes.add(module.training))
+    probes.PROBES[probe](subject(model, [0.2, 0.9, 0.6], [0, 1, 1]))
+    assert modes == {False} and model.training
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+
+
+class Nowhere(nn.Module):
+    def forward(self, x):
+        return torch.full((len(x), 2), torch.nan)
+
+
+def test_predictions_that_are_not_numbers_are_errors_at_each_batch_size():
+    found = probes.batch_dependence(subject(Nowhere(), [0.2] * 4, [0] * 4))
+    assert {found[f"accuracy.{size}"] for size in probes.BATCHES} == {0.0}
+
+
+def test_eigenvalues_that_do_not_fit_into_memory_are_an_error(monkeypatch):
+    def full(*args, **settings):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(probes, "dominant_eigenvalues", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        probes.hessian(subject(linear(1.0), [0.2], [0]))

@@ -145,3 +145,32 @@ def test_no_examples_need_no_attack():
     model = linear(4)
     empty = torch.zeros(0, 3, 2, 2), torch.zeros(0, dtype=torch.long)
     assert len(strong.under_autoattack(attacked(model, *empty), ("square",))) == 0
+
+
+def test_square_is_asked_about_all_that_either_of_the_others_left(monkeypatch):
+    white, converged, asked = torch.tensor([1, 1, 0, 0]).bool(), torch.tensor([1, 0, 1, 0]).bool(), []
+
+    def under_autoattack(attacked, parts):
+        return (
+            white if parts == strong.WHITE_BOX else asked.append(len(attacked.y)) or torch.zeros(len(attacked.y)).bool()
+        )
+
+    monkeypatch.setattr(strong, "under_autoattack", under_autoattack)
+    monkeypatch.setattr(strong, "under_pgd", lambda attacked, *more: converged)
+    found = strong.measure(attacked(linear(2), torch.rand(4, 3, 2, 2), torch.zeros(4).long()), 4)
+    assert asked == [3] and found["square_alone"] == 0.5 and found["autoattack"] == 0
+
+
+def test_converged_is_five_times_the_steps_from_five_starts(monkeypatch):
+    seen = []
+
+    def pgd(model, x, y, *, steps, restarts, **settings):
+        seen.append((steps, restarts))
+        return x
+
+    monkeypatch.setattr(strong, "pgd", pgd)
+    monkeypatch.setattr(strong, "under_autoattack", lambda attacked, parts: torch.ones(len(attacked.y)).bool())
+    model = linear(4)
+    x, y, _ = examples(model, 4)
+    strong.measure(attacked(model, x, y), 4)
+    assert seen[:2] == [(10, 1), (50, 5)] and set(seen[2:]) == {(10, 1)}

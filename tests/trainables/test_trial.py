@@ -350,3 +350,16 @@ def test_a_running_statistic_that_is_not_finite_ends_the_trial(digits):
 
 def test_the_default_data_is_digits():
     assert DataConfig().name == "digits"
+
+
+@pytest.mark.parametrize("training,column", [("natural", "clean_accuracy"), ("pgd", "adversarial_accuracy")])
+def test_schedules_follow_accuracy_on_the_kind_of_images_trained_on(digits, training, column):
+    trial = Trial(CONFIG.model_copy(update={"training": training}), digits, EVALUATION, CPU)
+    trial.curve = [{"clean_accuracy": 0.75, "adversarial_accuracy": 0.25}]
+    assert trial.accuracies == [trial.curve[0][column]]
+
+
+def test_the_lr_falls_from_step_to_step(digits):
+    update = {"lr_schedule": "linear", "epochs": 1, "batch_size_schedule": ConstantBatch(size=120)}
+    row = Trial(CONFIG.model_copy(update=update), digits, EVALUATION, CPU).train_epoch()
+    assert row["lr"] == pytest.approx(120e-3 * (1 - 9 / 10))
