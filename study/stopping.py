@@ -49,7 +49,7 @@ class Stopping:
     """Stops a trial that, as far as finished curves rose, will end no more accurate than a quicker front member.
 
     A trial at fraction f of its schedule may still rise as far as `quantile` of the finished trials rose from f on.
-    It is stopped if even then the front has a member at least as accurate that took no more seconds than this trial
+    It is stopped if even then the front has a more accurate member that took no more seconds than this trial
     will have taken. A published configuration runs to its end.
 
     Args:
