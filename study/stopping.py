@@ -50,7 +50,7 @@ class Stopping:
 
     A trial at fraction f of its schedule may still rise as far as `quantile` of the finished trials rose from f on.
     It is stopped if even then the front has a more accurate member that took no more seconds than this trial
-    will have taken. A published configuration runs to its end.
+    will have taken. One that is as accurate already goes on, and a published configuration runs to its end.
 
     Args:
         quantile: Of the rises. 1: no finished trial rose further.
