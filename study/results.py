@@ -202,7 +202,7 @@ def sync_models(trials: list[FrozenTrial], folder: Path, checkpoints: str, ended
 
 
 def remove_finished(trials: list[FrozenTrial], checkpoints: str, ended: FrozenTrial | None = None) -> None:
-    """Arguments as in `sync_models`."""
+    """Removes checkpoints of finished trials; arguments as in `sync_models`."""
     kept = stores.store(checkpoints)
     finished = {checkpoint_name(trial.number) for trial in trials if trial.state.is_finished()}
     for name in finished.intersection(kept.names() if ended is None else [checkpoint_name(ended.number)]):
