@@ -19,7 +19,8 @@ confirmed.csv, a row per member, those first that were fastest:
                         `adversarial` is under the search's own PGD; seconds are measured training seconds (calibrated
                         ones where GPUs of several kinds trained), whatever the search's are
     autoattack_pgd      mean accuracy under the search's PGD on the same images as autoattack_*, to compare with it
-    front_probability   that the member is on the front of all that were confirmed, by seeds and examples
+    front_probability   that the member is on the front of all that were confirmed, by seeds and examples, under the
+                        search's own PGD; empty where no member has two seeds, see `front.probability_on_front`
     gates_failed        names of the gates that failed, joined by "; "; empty where all passed
     searched_adversarial, searched_seconds
                         what the search measured: one seed, validation images
@@ -332,11 +333,13 @@ def notes(
     lines = failure_lines(table)
     if len(complete):
         first = complete.iloc[0]
+        unknown = ", unknown without a second seed" if complete["front_probability"].isna().all() else ""
         lines.append(
             "±: the farther end of the 95 % interval, of accuracies over seeds and images, of seconds over seeds. "
             f"Adversarial: {attack_text(settings.attack)}, "
             f"{first['n_examples']} test images. AutoAttack (standard) beside that PGD, and gates: "
-            f"the first {first['n_attack_examples']} of them. On front: probability, over seeds and images."
+            f"the first {first['n_attack_examples']} of them. "
+            f"On front: probability under that PGD, over seeds and images{unknown}."
         )
         at_once = settings.concurrent or 1
         lines.append(

@@ -82,8 +82,8 @@ def probability_on_front(
 
     A resample draws examples with replacement, the same for all members, who were judged on the same images; and moves
     each member's mean by what other seeds would have made of it: multivariate Student's t with the covariance of its
-    own seeds' accuracy and seconds, so that few seeds leave much open. Of one seed nothing is known of the spread over
-    seeds, and such a member is more doubtful than this says.
+    own seeds' accuracy and seconds, so that few seeds leave much open. A member of one seed has no spread of its own:
+    it is taken to have that of all the others, pooled, in points of accuracy and in parts of its seconds.
 
     Args:
         robust: Of each member (seeds, examples) of bool: which examples each seed's network leaves right.
@@ -92,7 +92,8 @@ def probability_on_front(
         seed: Of its draws.
 
     Returns:
-        (members,), each a fraction of the resamples.
+        (members,), each a fraction of the resamples; NaN where no member has a second seed, so that nothing is known
+        of what other seeds would change.
 
     Source: Efron 1979, "Bootstrap methods: another look at the jackknife", for the examples; the posterior of a normal
     mean under Jeffreys' prior for the seeds.
@@ -109,17 +110,26 @@ def probability_on_front(
     mean_masks = np.stack([mask.mean(axis=0) for mask in masks])
     found = [np.stack([mask.mean(axis=1), values]) for mask, values in zip(masks, times, strict=True)]  # (2, seeds)
     deviations = [each - each.mean(axis=1, keepdims=True) for each in found]
+    units = [np.array([[1.0], [each[1].mean()]]) for each in found]
+    known = [each / unit for each, unit in zip(deviations, units, strict=True) if each.shape[1] > 1]
+    if not known:
+        return np.full(len(masks), np.nan)
+    pooled = np.hstack(known)
+    freedom = pooled.shape[1] - len(known)
+    # Of each member its seeds, the deviations that its spread follows from, and their degrees of freedom.
+    spreads = [
+        (each.shape[1], each, each.shape[1] - 1) if each.shape[1] > 1 else (1, pooled * unit, freedom)
+        for each, unit in zip(deviations, units, strict=True)
+    ]
     counts = np.zeros(len(masks))
     for first in range(0, n_resamples, CHUNK):
         n = min(CHUNK, n_resamples - first)
         draws = [np.bincount(rng.integers(n_examples, size=n_examples), minlength=n_examples) for _ in range(n)]
         accuracies = mean_masks @ (np.stack(draws, axis=1) / n_examples)  # (members, n)
         points = np.stack([accuracies, np.broadcast_to([[each.mean()] for each in times], accuracies.shape)], axis=1)
-        for means, deviation in zip(points, deviations, strict=True):
-            n_seeds = deviation.shape[1]
-            if n_seeds > 1:
-                scale = np.sqrt(rng.chisquare(n_seeds - 1, size=n) * n_seeds)
-                means += deviation @ rng.normal(size=(n_seeds, n)) / scale
+        for means, (n_seeds, deviation, free) in zip(points, spreads, strict=True):
+            scale = np.sqrt(rng.chisquare(free, size=n) * n_seeds)
+            means += deviation @ rng.normal(size=(deviation.shape[1], n)) / scale
         counts += sum(non_dominated(each) for each in points.transpose(2, 0, 1))
     return counts / n_resamples
 

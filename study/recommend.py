@@ -53,7 +53,7 @@ class Candidate:
     n_seeds: int = 1
     autoattack: tuple[float, float, int] | None = None  # accuracy, that of PGD on the same images, how many
     autoattack_interval: tuple[float, float] = (math.nan, math.nan)
-    front_probability: float | None = None
+    front_probability: float = math.nan
     gates_failed: str = ""
     n_failed: int = 0  # trainings that its figures do not hold
     objective: str = "measured"  # or calibrated: what its seconds are
@@ -389,8 +389,8 @@ def lines(choice: Choice, study: optuna.Study, trial: FrozenTrial, folder: Path,
         note = f"standard version, first {n} test images, of which PGD leaves {pgd:.3f}"
         shown.append(row("AutoAttack", accuracy, taken.autoattack_interval, 3, note))
     shown.append(row("clean accuracy", taken.clean, (math.nan, math.nan), 3, images))
-    if taken.front_probability is not None:
-        note = "probability, over seeds and images"
+    if not math.isnan(taken.front_probability):
+        note = f"probability under PGD-{settings['attack_steps']}, over seeds and images"
         shown.append(row("on the front", taken.front_probability, (math.nan, math.nan), 2, note))
     shown += ["", *(f"Why: {reason}" if i == 0 else f"     {reason}" for i, reason in enumerate(choice.reasons))]
     shown += [*basis, "", "Parameters:"]

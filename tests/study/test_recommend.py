@@ -242,6 +242,20 @@ def test_where_all_candidates_had_failures_those_of_the_chosen_are_named(tmp_pat
     assert out.startswith("#1 ") and "mean of 1 seed" in out and "4 of its 5 trainings failed" in out
 
 
+def test_of_one_seed_each_no_probability_of_being_on_the_front_is_given(tmp_path, capsys):
+    searched, given = search(tmp_path), ["mine", "--results-dir", str(tmp_path)]
+    assert "over seeds and images, unknown without a second seed." in confirmed_anew(tmp_path, searched, {1: 1, 2: 1})
+    assert pd.read_csv(tmp_path / "mine" / "confirmed.csv")["front_probability"].isna().all()
+    assert "\n  on the front " not in printed(capsys, given)
+
+
+def test_the_probability_of_being_on_the_front_says_under_which_attack(tmp_path, capsys):
+    said = confirmed_anew(tmp_path, search(tmp_path), {1: 2, 2: 1})
+    assert "On front: probability under that PGD, over seeds and images." in said
+    out = printed(capsys, ["mine", "--results-dir", str(tmp_path)])
+    assert re.search(r"\n  on the front +[01]\.\d\d +probability under PGD-\d+, over seeds and images\n", out)
+
+
 def test_a_configuration_whose_trainings_all_failed_is_never_recommended(tmp_path, capsys):
     confirmed_anew(tmp_path, search(tmp_path), {1: 0, 2: 0})
     given = ["mine", "--results-dir", str(tmp_path)]
