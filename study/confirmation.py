@@ -50,7 +50,7 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.table import Table
 
-from study import gates, images, search, storage
+from study import calibration, gates, images, search, storage
 from study.conduct import NOT_STORED, carry_out, command_line, say_end
 from study.front import probability_on_front
 from study.lock import driver_lock
@@ -157,6 +157,8 @@ def finish(searched: optuna.Study, study: optuna.Study, settings: StudySettings,
     console.print(printed(table))
     for line in notes(table, settings, searched, candidates):
         console.print(line, highlight=False, soft_wrap=True)
+    if timing := calibration.timing_text(study):
+        console.print(timing, highlight=False, soft_wrap=True)
     for line in gate_lines(table, judged):
         console.print(line, highlight=False, soft_wrap=True)
     files = [settings.search_folder / name for name in ("confirmed.csv", "gates.csv")]

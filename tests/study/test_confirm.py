@@ -1,6 +1,7 @@
 """Members, seeds, gates and tables of a confirmation on made-up trainings, and one small one through Ray."""
 
 import sqlite3
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -334,6 +335,18 @@ def test_an_interrupted_confirmation_says_how_to_go_on_with_the_same_members(mad
     study = confirmation.prepare(settings, members.default_members(searched.trials))
     confirmation.finish(searched, study, settings, Console(width=300), "interrupted")
     assert f"To go on: python -m study.confirm mine --results-dir {tmp_path}\n" in capsys.readouterr().out
+
+
+def test_a_device_that_something_else_used_meanwhile_is_told(made, capsys):
+    searched, study, settings, masks = made
+    finish = partial(confirmation.finish, searched, study, settings, Console(width=300), "finished")
+    for n, taken in enumerate([9.0, 0.9]):  # of equal work, 0.8 s
+        study.enqueue_trial({}, user_attrs=study.trials[0].user_attrs)
+        seed = study.trials[0].user_attrs["config"]["seed"]
+        trained(study, settings, 1, seed, masks[1, 0], taken, measured_seconds=taken, calibrated_seconds=0.8)
+        finish()
+        told = "The device was not equally free for all: equal work took some" in capsys.readouterr().out
+        assert told == (n == 1)
 
 
 def test_checkpoints_that_a_crash_left_of_ended_trainings_are_removed(made, monkeypatch, capsys):
