@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 from safetensors.numpy import save
+from scipy import stats
 
 from study import confirm, members, recommend, storage, train
 from study.recommend import Candidate, choose
@@ -155,6 +156,38 @@ def test_where_pgd_was_too_weak_candidates_are_compared_by_autoattack():
         choose([flattered, honest], None, 0.5)
     masked = candidate(3, 0.9, 5.0, autoattack=(0.9, 0.9, 50), gates_failed="autoattack; square")
     assert choose([flattered, honest, masked], 50.0, None).candidate is honest
+
+
+def test_the_few_images_that_autoattack_saw_do_not_stand_for_all():
+    """They were easy for one of the two; on the same images AutoAttack and PGD differ by little for either."""
+    easy = candidate(1, 0.5, 10.0, autoattack=(0.6, 0.62, 50), autoattack_interval=(0.46, 0.72))
+    hard = candidate(2, 0.6, 10.0, autoattack=(0.52, 0.58, 50), gates_failed="autoattack")
+    choice = choose([easy, hard], 50.0, None)
+    assert choice.candidate is hard and "Here that is 0.540." in " ".join(choice.reasons)
+    compared = easy.attacked_strongly
+    assert (compared.adversarial, *compared.adversarial_interval) == pytest.approx((0.48, 0.34, 0.60))
+    assert candidate(3, 0.05, 1.0, autoattack=(0.0, 0.1, 50)).attacked_strongly.adversarial == 0
+
+
+def errors_under_autoattack(n_all, n_few, n_seeds, gap=0.03):
+    """Of made-up members: root mean square errors of the share of the few images, and of what they are compared by."""
+    rng, errors = np.random.default_rng(0), []
+    for _ in range(1000):
+        true, taken_off = rng.uniform(0.3, 0.6), abs(rng.normal(gap, gap))
+        level = 0.9 * rng.normal(size=n_all) + np.sqrt(0.19) * rng.normal(size=(n_seeds, n_all))  # images and seeds
+        of_seeds = rng.normal(0, 0.03, (n_seeds, 1))
+        strong, pgd = (level < stats.norm.ppf(np.clip(p + of_seeds, 0.01, 0.99)) for p in (true, true + taken_off))
+        few = (strong[:, :n_few].mean(), pgd[:, :n_few].mean(), n_few)
+        errors.append(
+            [few[0] - true, candidate(0, pgd.mean(), 1.0, autoattack=few).attacked_strongly.adversarial - true]
+        )
+    return np.sqrt(np.mean(np.square(errors), axis=0))
+
+
+@pytest.mark.parametrize(("n_all", "n_few", "n_seeds"), [(297, 50, 5), (297, 20, 2), (10_000, 50, 5)])
+def test_what_members_are_compared_by_is_nearer_to_the_truth_than_the_few_images(n_all, n_few, n_seeds):
+    few, compared = errors_under_autoattack(n_all, n_few, n_seeds)
+    assert compared < 0.6 * few
 
 
 def test_an_interval_that_crosses_a_limit_is_named():
