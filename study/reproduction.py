@@ -240,7 +240,9 @@ def markdown(
     explained = (
         "Intervals are 95 % Student t intervals over seeds, of differences and ratios (their logarithms) within a seed "
         "where two configurations are compared; n is the number of seeds. `reproduced`: the interval lies wholly where "
-        "the claim says; `contradicted`: wholly elsewhere; `inconclusive at this scale`: neither."
+        "the claim says; `contradicted`: wholly elsewhere; `inconclusive at this scale`: neither. All are judged on "
+        "the same images: what others would change is in no interval. Each claim is judged by itself, and of twenty "
+        "such intervals one misses the truth."
     )
     parts = [
         f"# Reproduction: {settings.paper}",

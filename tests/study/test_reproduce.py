@@ -433,6 +433,13 @@ def test_a_reproduction_runs_once_and_writes_its_tables(tmp_path, monkeypatch, c
     assert "epochs 2 (the study has 1)" in capsys.readouterr().err
 
 
+def test_the_table_says_what_its_intervals_leave_out():
+    settings = settings_of("robustnorm")
+    trials = pd.DataFrame(columns=["label", "seed"])
+    written = reproduction.markdown(robustnorm.PAPER, settings, [], [], trials, [])
+    assert "what others would change is in no interval" in written and "of twenty such intervals one" in written
+
+
 def partial_study(settings, n_trials, seconds=3.0):
     """With that many trials complete, an epoch in 1 measured second or 10 calibrated ones; `seconds` in all."""
     from study.reproduction import prepare
