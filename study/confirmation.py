@@ -337,7 +337,8 @@ def notes(
         first = complete.iloc[0]
         unknown = ", unknown without a second seed" if complete["front_probability"].isna().all() else ""
         lines.append(
-            "±: the farther end of the 95 % interval, of accuracies over seeds and images, of seconds over seeds. "
+            "±: the farther end of the 95 % interval, of accuracies over seeds and images, of one seed over images "
+            "alone; of seconds over seeds. "
             f"Adversarial: {attack_text(settings.attack)}, "
             f"{first['n_examples']} test images. AutoAttack (standard) beside that PGD, and gates: "
             f"the first {first['n_attack_examples']} of them. "

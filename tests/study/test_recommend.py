@@ -277,7 +277,8 @@ def test_where_all_candidates_had_failures_those_of_the_chosen_are_named(tmp_pat
 
 def test_of_one_seed_each_no_probability_of_being_on_the_front_is_given(tmp_path, capsys):
     searched, given = search(tmp_path), ["mine", "--results-dir", str(tmp_path)]
-    assert "over seeds and images, unknown without a second seed." in confirmed_anew(tmp_path, searched, {1: 1, 2: 1})
+    said = confirmed_anew(tmp_path, searched, {1: 1, 2: 1})
+    assert "over seeds and images, unknown without a second seed." in said and "of one seed over images alone" in said
     assert pd.read_csv(tmp_path / "mine" / "confirmed.csv")["front_probability"].isna().all()
     assert "\n  on the front " not in printed(capsys, given)
 
