@@ -304,7 +304,7 @@ def choose(
             "on all images, less what AutoAttack takes off on those that it was tried on. "
             f"Here that is {taken.adversarial:.3f}."
         )
-    reasons += doubts(taken, max_seconds, min_adv_accuracy)
+    reasons += doubts(taken, max_seconds, min_adv_accuracy) + rivals_text(taken, fitting)
     return Choice(next(candidate for candidate in candidates if candidate.number == taken.number), reasons)
 
 
@@ -376,6 +376,20 @@ def doubts(taken: Candidate, max_seconds: float | None, min_adv_accuracy: float 
     if taken.n_failed:
         found.append(f"{failures(taken)}: its figures are of the others (confirm/trials.csv says why they failed).")
     return found
+
+
+def rivals_text(taken: Candidate, fitting: Sequence[Candidate]) -> list[str]:
+    """The fastest of those that take less time, and that the intervals of accuracy do not tell from `taken`."""
+    least = taken.adversarial_interval[0]
+    rivals = [rival for rival in fitting if rival.seconds < taken.seconds and rival.adversarial_interval[1] >= least]
+    if not rivals:
+        return []
+    fastest = min(rivals, key=lambda rival: rival.seconds)
+    others = f", the fastest of {len(rivals)} such" if len(rivals) > 1 else ""
+    return [
+        f"Faster, and its interval of accuracy under attack overlaps: #{fastest.number} ({fastest.seconds:.1f} s, "
+        f"{fastest.adversarial:.3f}){others}."
+    ]
 
 
 def lines(choice: Choice, study: optuna.Study, trial: FrozenTrial, folder: Path, basis: Sequence[str]) -> list[str]:

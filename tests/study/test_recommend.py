@@ -200,6 +200,15 @@ def test_an_interval_that_crosses_a_limit_is_named():
 # The command
 
 
+def test_a_faster_one_that_intervals_do_not_tell_apart_is_named():
+    least, fast, chosen = candidate(1, 0.39, 1.0), candidate(2, 0.41, 5.0), candidate(3, 0.5, 10.0)
+    overlaps = "Faster, and its interval of accuracy under attack overlaps: #2 (5.0 s, 0.410)"
+    assert choose([least, fast, chosen], 10.0, None).reasons[-1] == overlaps + "."
+    more = [least, fast, candidate(4, 0.42, 6.0), chosen, candidate(5, 0.49, 11.0)]
+    assert choose(more, 20.0, None).reasons[-1] == overlaps + ", the fastest of 2 such."
+    assert "Faster" not in " ".join(choose(more, 10.0, 0.45).reasons)  # what the limits rule out is no rival
+
+
 def test_a_fast_member_at_chance_is_not_recommended(tmp_path, capsys):
     study = search(tmp_path)
     attrs = study.trials[2].user_attrs | {"clean_accuracy": 0.1}
