@@ -29,17 +29,18 @@ def test_which_recipe_is_accurate_is_learned_and_nothing_is_certain(fitted):
 
 def test_where_the_two_models_differ_neither_is_trusted():
     model = AccuracyModel(np.ones((5, 1)), np.full(5, 0.3), 0)
-    model.models = [Fixed(0.2), Fixed(0.8)]
+    model.models = [Fixed(0.2, 0.1), Fixed(0.8, 0.7)]
     mean, deviation = model.predict(np.ones((1, 1)))
-    assert mean[0] == pytest.approx(0.5) and deviation[0] == pytest.approx(np.hypot(0.1, 0.3))
+    of_one_or_the_other = np.sqrt((0.1**2 + 0.7**2) / 2 + 0.3**2)
+    assert mean[0] == pytest.approx(0.5) and deviation[0] == pytest.approx(of_one_or_the_other)
 
 
 class Fixed:
-    def __init__(self, mean):
-        self.mean = mean
+    def __init__(self, mean, deviation):
+        self.mean, self.deviation = mean, deviation
 
     def predict(self, x):
-        return np.full(len(x), self.mean), np.full(len(x), 0.1)
+        return np.full(len(x), self.mean), np.full(len(x), self.deviation)
 
 
 def test_length_and_noise_are_chosen_on_a_part_and_the_process_is_fitted_to_all(monkeypatch):
@@ -69,7 +70,13 @@ def test_the_process_takes_noise_for_noise():
 def test_trials_that_are_all_alike_are_no_obstacle(fitted):
     mean, deviation = fitted(np.ones((5, 3)), np.full(5, 0.3)).predict(np.array([[1.0, 1.0, 1.0], [2.0, 1.0, 1.0]]))
     np.testing.assert_allclose(mean, 0.3)
-    assert np.isfinite(deviation).all()
+    assert np.isfinite(deviation).all() and (deviation >= accuracy_models.LEAST_DEVIATION).all()
+
+
+@pytest.mark.parametrize("fitted", FITTED)
+def test_however_many_trials_agree_nothing_is_certain(fitted):
+    x = np.linspace(0, 1, 200)[:, None]
+    assert fitted(x, 0.1 * x[:, 0]).predict(x)[1].min() >= accuracy_models.LEAST_DEVIATION
 
 
 def test_only_so_many_trials_are_fitted_and_the_most_accurate_are_among_them(monkeypatch):
@@ -89,3 +96,20 @@ def test_both_models_are_asked_alike():
     )
     mean, deviation = AccuracyModel(x, accuracies, 0).predict(new)
     assert mean == pytest.approx(np.mean(means, 0)) and (deviation >= np.min(deviations, 0)).all()
+
+
+def test_the_forest_is_least_sure_where_trials_differ():
+    generator = np.random.default_rng(0)
+    x = generator.uniform(size=(200, 2))
+    y = np.where((x[:, 0] > 0.5) & (generator.random(200) < 0.5), 0.9, 0.1)
+    deviation = Forest(x, y, 0).predict(x)[1]
+    assert deviation[x[:, 0] > 0.6].mean() > 1.5 * deviation[x[:, 0] < 0.4].mean()
+
+
+@pytest.mark.parametrize("fitted", FITTED[1:])
+def test_of_many_trials_the_best_and_the_newest_are_learned_from(fitted, monkeypatch):
+    for cap in ("FOREST_TRIALS", "PROCESS_TRIALS"):
+        monkeypatch.setattr(accuracy_models, cap, 20)
+    kinds, accuracies = np.repeat([0.0, 1.0, 0.0], [20, 10, 10]), np.repeat([0.1, 0.9, 0.3], [20, 10, 10])
+    mean, _ = fitted(kinds[:, None], accuracies).predict(np.array([[0.0], [1.0]]))
+    assert mean == pytest.approx([0.3, 0.9], abs=0.02)

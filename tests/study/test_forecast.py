@@ -42,3 +42,25 @@ def test_only_the_newest_curves_are_learned_from(monkeypatch):
 
 def test_a_point_has_the_newest_and_the_best_accuracy():
     assert point(np.array([7.0]), [0.1, 0.5, 0.3], 0.25) == pytest.approx([7.0, 0.25, 0.3, 0.5])
+
+
+def test_each_epoch_but_the_last_says_how_far_it_was_to_the_end(monkeypatch):
+    seen = []
+    monkeypatch.setattr(forecast.ExtraTreesRegressor, "fit", lambda self, x, y: seen.append((x, y)))
+    Forecast(KINDS[:1], [[0.1, 0.3, 0.2, 0.25]], seed=0)
+    ((x, rises),) = seen
+    np.testing.assert_allclose(x, [[0, 0.25, 0.1, 0.1], [0, 0.5, 0.3, 0.3], [0, 0.75, 0.2, 0.3]], rtol=1e-6)
+    assert rises == pytest.approx([0.15, -0.05, 0.05])
+
+
+def test_a_trial_is_expected_to_rise_from_where_it_stands_and_not_from_its_best():
+    flat = Forecast(KINDS, [[0.1] * 10] * len(KINDS), seed=0)
+    assert flat.final(KINDS[0], [0.6, 0.2], 0.2)[0] == pytest.approx(0.2)
+
+
+def test_where_finished_trials_disagree_the_end_is_less_certain():
+    generator = np.random.default_rng(0)
+    kinds = generator.normal(size=(60, 3))
+    curves = [[0.1, 0.9] if generator.random() < 0.5 else [0.1, 0.1] for _ in kinds]
+    doubts = [Forecast(kinds, curves, seed=0).final(kind, [0.1], 0.5)[1] for kind in kinds]
+    assert np.mean(doubts) > 1.2 * forecast.LEAST_DEVIATION
