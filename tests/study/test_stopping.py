@@ -72,6 +72,7 @@ def test_trials_that_did_not_complete_say_nothing_about_rises_or_the_front():
     [
         (trial([0.1, 0.4]), 0.4),
         (trial([0.1, 0.3], state=TrialState.PRUNED), 0.3),
+        (trial([0.3, 0.2], state=TrialState.PRUNED), 0.2),
         (trial([0.1], state=TrialState.FAIL, reason="diverged: loss nan in epoch 2 of 10"), 0.0),
         (trial([0.1], state=TrialState.FAIL, reason="machine: worker or node lost, 4 times"), None),
         (create_trial(state=TrialState.PRUNED), None),
@@ -101,3 +102,15 @@ def test_a_trial_that_has_reached_the_front_goes_on_though_all_others_fell():
 def test_between_two_epochs_the_earlier_one_counts():
     assert rises([[0.0, 0.1, 0.4, 0.5]], 0.6) == pytest.approx([0.4])
     assert rises([[0.0] * 28 + [0.5] * 72], 29 / 100) == pytest.approx([0.0])
+
+
+def test_a_trial_that_may_still_end_as_accurate_goes_on():
+    finished = [trial([0.25] * 5 + [0.75] * 5, seconds=10 + i) for i in range(10)]
+    assert Stopping()(RunningTrial(CONFIG, "", rows(*[0.25] * 5), 1.0, 29.0), finished) is None
+    assert Stopping()(RunningTrial(CONFIG, "", rows(*[0.24] * 5), 1.0, 29.0), finished) is not None
+
+
+def test_what_finished_trials_rose_by_in_epochs_that_this_one_has_had_is_not_expected_of_it():
+    finished = [trial([0.1] * 4 + [0.6] * 6, seconds=10 + i) for i in range(10)]
+    assert Stopping()(RunningTrial(CONFIG, "", rows(*[0.1] * 4), 1.0, 29.0), finished) is None
+    assert Stopping()(RunningTrial(CONFIG, "", rows(*[0.1] * 5), 1.0, 29.0), finished) is not None
