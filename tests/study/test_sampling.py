@@ -5,12 +5,14 @@ import numpy as np
 import optuna
 import pytest
 from optuna.distributions import IntDistribution
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from study import calibration, spaces
 from study.front import hypervolume
 from study.sampling import (
     N_FRESH,
+    N_NEAR,
+    N_POOL,
     PLAIN_WEIGHT,
     Draw,
     FrontSampler,
@@ -83,6 +85,11 @@ def test_nothing_is_proposed_twice_while_there_is_something_else():
     assert few(again.ask()).epochs not in known
     for _ in range(8):  # when everything has been tried
         few(again.ask())
+    stopped = optuna.create_study(directions=DIRECTIONS, sampler=FrontSampler(few, lambda study: seconds_of, 2, 2))
+    for epochs, state in [(1, "PRUNED"), (2, "FAIL"), (3, "PRUNED"), (4, "FAIL"), (5, "PRUNED")]:
+        params, distributions = {"epochs": epochs}, {"epochs": IntDistribution(1, 6)}
+        stopped.add_trial(create_trial(state=TrialState[state], params=params, distributions=distributions))
+    assert few(stopped.ask()).epochs == 6
 
 
 def test_candidates_are_timed_anew_when_more_has_been_measured():
@@ -178,6 +185,14 @@ def test_integers_are_drawn_evenly_ends_included():
     generator = np.random.default_rng(0)
     drawn = [Draw(generator).suggest_int("n", 1, 4) for _ in range(2000)]
     assert np.bincount(drawn)[1:] == pytest.approx([500] * 4, abs=90)
+
+
+def test_draws_on_a_logarithmic_scale_are_as_many_in_each_factor_of_ten():
+    generator = np.random.default_rng(0)
+    rates = [Draw(generator).suggest_float("x", 1e-4, 1.0, log=True) for _ in range(2000)]
+    assert np.histogram(np.log10(rates), [-4, -3, -2, -1, 0])[0] == pytest.approx([500] * 4, abs=90)
+    sizes = [Draw(generator).suggest_int("n", 1, 10_000, log=True) for _ in range(2000)]
+    assert np.median(sizes) == pytest.approx(100, rel=0.4)
 
 
 def test_draws_are_those_that_optuna_would_take():
@@ -289,6 +304,13 @@ def test_a_running_trial_lowers_what_its_double_would_add():
     assert len({config.epochs for config in proposals}) > 1
 
 
+def test_trials_that_run_and_no_others_are_believed_to_end_after_the_seconds_expected_of_them():
+    study = study_of(front_sampler(n_startup=3), n=4)
+    seconds = [seconds_of(ask(study)[1]) for _ in range(2)]
+    believed = study.sampler._believed(study.trials, study.sampler.model)
+    np.testing.assert_allclose(believed, np.column_stack([[0.5, 0.5], seconds]), rtol=1e-5)
+
+
 def test_an_earlier_study_is_learned_from_but_not_on_the_front():
     earlier = study_of(
         optuna.samplers.RandomSampler(seed=0), n=60, accuracy=lambda c: 0.8 if c.norm == "fixup" else 0.1
@@ -325,6 +347,8 @@ def test_what_was_stopped_early_counts_as_it_stood():
     trial.set_user_attr("curve", [{"adversarial_accuracy": 0.07}])
     study.tell(trial, state=TrialState.PRUNED)
     assert study.sampler._learnt(study.get_trials())[1][-1] == 0.07
+    ask(study)
+    assert study.sampler.n_fitted == 4
 
 
 def test_seconds_expected_follow_the_pace_that_trials_kept():
@@ -406,3 +430,157 @@ def test_a_front_member_beyond_the_reference_changes_nothing():
     candidate = np.array([0.6]), np.array([0.1]), np.array([2.0])
     front = np.array([[0.5, 1.0], [0.9, 100.0]])
     assert expected_gain(*candidate, front, 10.0) == pytest.approx(expected_gain(*candidate, front[:1], 10.0))
+
+
+@pytest.mark.parametrize(
+    ("training", "read", "unread"),
+    [
+        ("natural", "epochs", "pgd_steps"),
+        ("pgd", "pgd_steps", "free_replays"),
+        ("pgd", "depth", "trades_beta"),
+        ("free", "free_replays", "pgd_steps"),
+        ("trades", "trades_beta", "free_replays"),
+    ],
+)
+def test_of_a_training_the_models_see_what_it_reads(training, read, unread):
+    config = trial_config({"training": training})
+
+    def seen(field):
+        more = 6 if field == "depth" else 1
+        return features(config.model_copy(update={field: getattr(config, field) + more}), 3.0)
+
+    assert (seen(read) != features(config, 3.0)).any()
+    assert (seen(unread) == features(config, 3.0)).all()
+
+
+def test_nothing_is_proposed_for_a_trial_that_was_enqueued():
+    study = study_of(front_sampler())
+    study.enqueue_trial({"training": "fgsm"})
+    study.sampler.propose = lambda trials: pytest.fail("nothing to propose")
+    assert ask(study)[1].training == "fgsm"
+
+
+def test_ended_trials_are_timed_anew_when_more_has_been_measured_and_the_model_learns_from_that():
+    tables = {"resnet8 fixup tf32 natural": {"128": 1.0}}
+    sampler = FrontSampler(configure, lambda study: calibration.Timer(1000, dict(tables)), seed=0, n_startup=3)
+    study = study_of(sampler)
+    for _ in range(4):
+        trial, config = ask(study)
+        study.tell(trial, [0.5, calibration.Timer(1000, dict(tables))(config)])
+    ask(study)
+    model = sampler.model
+    assert sampler._pace(study.trials[:4]) == pytest.approx(1.0, rel=1e-5)
+    tables["resnet8 fixup tf32 natural"] = {"128": 2.0}
+    ask(study)
+    assert sampler._pace(study.trials[:4]) == pytest.approx(0.5, rel=1e-5)
+    assert sampler.model is not model
+
+
+def slow_study(max_seconds):
+    """Of three trials, each of which took three times the seconds that were expected."""
+    study = study_of(front_sampler())
+    for _ in range(3):
+        trial, config = ask(study)
+        study.tell(trial, [0.5, 3 * seconds_of(config)])
+    study.sampler = front_sampler(max_seconds=max_seconds)
+    return study
+
+
+def test_the_seconds_allowed_are_those_that_trials_take_and_not_those_expected():
+    study = slow_study(max_seconds=40.0)
+    assert all(3 * seconds_of(ask(study)[1]) <= 40.0 for _ in range(12))
+    with pytest.raises(InputError, match="max_trial_seconds: 10 given; accepted: at least 15, the quickest of"):
+        slow_study(max_seconds=10.0).ask()
+
+
+def test_the_models_are_asked_as_soon_as_enough_trials_have_ended():
+    study, asked = study_of(front_sampler(n_startup=3)), []
+    for _ in range(4):
+        ask_and_tell(study, lambda config: 0.5)
+        asked.append(study.sampler.model is not None)
+    assert asked == [False, False, False, True]
+
+
+def test_neighbours_are_those_of_front_members():
+    study = study_of(front_sampler())
+    (best, first), (dominated, second) = ask(study), ask(study)
+    assert seconds_of(first) != seconds_of(second)
+    study.tell(best, [0.9, 1.0])
+    study.tell(dominated, [0.1, 2.0])
+    near = study.sampler._candidates(study.trials)[:N_NEAR]
+    assert len(study.sampler._candidates(study.trials)) == N_POOL + N_NEAR
+
+    def shared(trial):
+        return np.mean([len(candidate.params.items() & trial.params.items()) for candidate in near])
+
+    assert shared(best) > 1.5 * shared(dominated)
+
+
+def paced_gains(pace, values=lambda config: [0.01 * config.epochs, seconds_of(config)], **options):
+    study = study_of(front_sampler(n_startup=5, **options))
+    for _ in range(7):
+        trial, config = ask(study)
+        accuracy, seconds = values(config)
+        study.tell(trial, [accuracy, pace * seconds])
+    ask(study)  # which goes on
+    return study, pace * seconds_of(ask(study)[1])
+
+
+def test_trials_that_all_take_three_times_as_long_add_as_much_in_three_times_the_hours():
+    (study, seconds), (slow, slow_seconds) = paced_gains(1.0), paced_gains(3.0)
+    assert slow_seconds == pytest.approx(3 * seconds)
+    assert slow.sampler.gain == pytest.approx(study.sampler.gain, rel=1e-3)
+    for each, of_it in [(study, seconds), (slow, slow_seconds)]:
+        assert each.sampler.gain_per_hour == pytest.approx(3600 * each.sampler.gain / of_it)
+        assert 0 < each.sampler.rate < each.sampler.gain / of_it  # by `PATIENCE`
+
+
+@pytest.mark.parametrize("values", [[0.0, 5.0], [0.5, 1e6]])
+def test_where_nothing_lies_within_the_reference_a_gain_has_nothing_to_be_a_share_of(values):
+    study, _ = paced_gains(1.0, lambda config: values, max_seconds=None)
+    study.sampler._pace = lambda complete: 1.0
+    ask(study)
+    assert study.sampler.model is not None and study.sampler.gain_per_hour is None
+
+
+def test_a_trial_slower_than_any_candidate_is_judged_up_to_its_own_end():
+    study = rising_study(n=16)
+    study.sampler.slowest = 10.0
+    assert stop(study, "free") is None
+
+
+def test_stopped_trials_do_not_tell_how_far_others_rise():
+    study = rising_study(n=5)
+    for _ in range(20):
+        trial, _ = ask(study)
+        trial.set_user_attr("curve", rows([0.1, 0.1]))
+        study.tell(trial, state=TrialState.PRUNED)
+    study.sampler.rate = 1e9
+    assert stop(study, "natural") is None
+
+
+def ended(study, training):
+    """Adds a trial of that training, of which free ones rise in the second half of their schedule."""
+    config = configure(Draw(study.sampler.generator)).model_copy(update={"training": training, "epochs": 30})
+    curve = [0.1] * 15 + [0.8 if training == "free" else 0.1] * 15
+    attrs = {"config": config.model_dump(mode="json"), "curve": rows(curve)}
+    study.add_trial(create_trial(values=[curve[-1], seconds_of(config)], user_attrs=attrs))
+
+
+def test_a_trial_of_an_earlier_study_is_not_taken_for_the_one_of_that_number():
+    earlier = study_of(front_sampler())
+    study = study_of(front_sampler(earlier=earlier_trials(earlier)))
+    for _ in range(12):
+        ended(study, "natural")
+    ask(study)
+    assert stop(study, "free") is None and stop(study, "natural") is not None
+    x, accuracies = study.sampler._learnt(study.trials)
+    of_free = [tuple(row) for row, accuracy in zip(x, accuracies, strict=True) if accuracy == 0.8]
+    of_others = [tuple(row) for row, accuracy in zip(x, accuracies, strict=True) if accuracy == 0.1]
+    assert len(of_free) == len(of_others) == 12 and not set(of_free) & set(of_others)
+
+
+def earlier_trials(study):
+    for _ in range(12):
+        ended(study, "free")
+    return study.trials
