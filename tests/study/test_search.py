@@ -5,7 +5,7 @@ from functools import partial
 import optuna
 import pytest
 from optuna.exceptions import StorageInternalError
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import OperationalError
 
 from study import search, spaces, storage
@@ -288,6 +288,27 @@ def test_a_trial_that_the_rule_ends_is_stopped_early_and_not_complete(space):
     assert n_finished(study) == 1
 
 
+def test_a_trial_that_the_rule_ends_after_its_last_epoch_is_complete(space):
+    study = new_study()
+    searcher, _ = new_search(study, space)
+    searcher.stop_rule = lambda running, trials: "cannot reach the front"
+    searcher.suggest("t0")
+    assert searcher.stops("t0", report(EPOCHS, 0.4, 2.0, seconds_ahead=0.0))
+    searcher.on_trial_complete("t0", report(EPOCHS, 0.4, 2.0))
+    assert (study.trials[0].state, study.trials[0].values) == (TrialState.COMPLETE, [0.4, 2.0])
+
+
+def test_a_trial_whose_seconds_are_not_known_is_not_stopped(space):
+    searcher, _ = new_search(new_study(), space)
+    searcher.stop_rule = lambda running, trials: "cannot reach the front"
+    searcher.suggest("t0")
+    assert not searcher.stops("t0", report(1))
+    assert not searcher.stops("gone", report(1, seconds_ahead=1.0))
+    searcher.objective = "calibrated"
+    assert not searcher.stops("t0", report(1, seconds_ahead=1.0, calibrated_seconds=None))
+    assert searcher.stops("t0", report(1, seconds_ahead=1.0, calibrated_seconds=1.0))
+
+
 def test_calibrated_seconds_are_the_objective_where_the_study_counts_them(space):
     study = new_study()
     searcher, _ = new_search(study, space)
@@ -313,6 +334,16 @@ def test_what_a_worker_calibrated_is_told_to_the_next_one_of_the_same_network(sp
         expected = {"gpu": {"128": 0.25}} if config["trial"]["norm"] == norm else {}
         assert config["seconds_per_step"] == expected
         searcher.on_trial_complete(f"t{i}", report(2))
+
+
+def test_what_a_worker_calibrated_is_known_before_its_trial_ends(space):
+    study = new_study()
+    searcher, _ = new_search(study, space)
+    proposal = searcher.suggest("t0")
+    measured = {"calibration/device": "gpu", "calibration/seconds_per_step/128": 0.25}
+    searcher.on_trial_result("t0", report(1, **measured))
+    config = search.TrialConfig(**proposal["trial"])
+    assert search.calibration.known(study, config) == {"gpu": {"128": 0.25}}
 
 
 def test_an_exception_after_a_trials_end_does_not_reach_tune(space):
@@ -372,6 +403,28 @@ def test_a_resumed_trial_keeps_one_row_per_epoch(space):
     assert [row["train_seconds"] for row in study.trials[0].user_attrs["curve"]] == [1.1]
 
 
+def test_epochs_that_are_trained_again_are_not_in_the_curve_until_they_end_again(space):
+    study = new_study()
+    searcher, _ = new_search(study, space)
+    searcher.suggest("t0")
+    for epoch, seconds in [(1, 1.0), (2, 2.0), (1, 1.1)]:
+        searcher.on_trial_result("t0", report(epoch, seconds=seconds))
+    assert [(row["epoch"], row["train_seconds"]) for row in study.trials[0].user_attrs["curve"]] == [(1, 1.1)]
+
+
+def test_a_trial_that_another_driver_began_keeps_the_epochs_of_its_curve(space, tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    searcher, _ = new_search(new_study(url), space)
+    searcher.suggest("t0")
+    searcher.on_trial_result("t0", report(1, seconds=1.0))
+    study = new_study(url)
+    search.requeue_interrupted(study)
+    again, _ = new_search(study, space)
+    again.suggest("t1")
+    again.on_trial_complete("t1", report(2, seconds=2.0))
+    assert [row["train_seconds"] for row in study.trials[0].user_attrs["curve"]] == [1.0, 2.0]
+
+
 def test_epochs_whose_report_died_with_the_driver_are_in_the_curve(space):
     study = new_study()
     searcher, _ = new_search(study, space)
@@ -397,6 +450,26 @@ def test_a_restart_does_not_repeat_the_samplers_first_proposals():
         return study.ask().suggest_float("x", 0, 1)
 
     assert draw(3) == draw(3) != draw(4)
+
+
+def test_studies_of_different_seeds_begin_differently():
+    def draw(seed):
+        study = optuna.create_study(directions=DIRECTIONS)
+        study.sampler = search.make_sampler(SETTINGS.model_copy(update={"seed": seed}), 0, unused, 1000)
+        return study.ask().suggest_float("x", 0, 1)
+
+    assert draw(1) == draw(1) != draw(2)
+
+
+def test_the_sampler_that_knows_seconds_knows_what_the_study_was_asked_for(tmp_path):
+    (tmp_path / "b").mkdir()
+    earlier = storage.open_study(storage.from_url(f"sqlite:///{tmp_path / 'b' / 'study.db'}"), "b")
+    earlier.set_user_attr("settings", {"trials": 1})
+    earlier.add_trial(create_trial(values=[0.5, 7.0], user_attrs={"config": {}}))
+    given = {"warm_start": "b", "results_dir": str(tmp_path), "max_trial_seconds": 60.0}
+    sampler = search.make_sampler(StudySettings(name="a", depth=8, **given), 0, unused, 321)
+    assert sampler.max_seconds == 60.0 and [trial.values for trial in sampler.earlier] == [[0.5, 7.0]]
+    assert sampler.timer(earlier).n_examples == 321
 
 
 def test_tunes_snapshot_of_the_searcher_holds_no_storage(space):
@@ -469,6 +542,22 @@ def test_only_a_storage_that_stays_silent_ends_the_study(space, monkeypatch):
     now[0] += search.STORAGE_PATIENCE * 1.1
     searcher.on_trial_result("t0", report(3))
     assert "has not answered" in str(searcher.problem)
+
+
+def test_a_storage_that_took_an_end_was_not_silent(space, monkeypatch):
+    study = new_study()
+    searcher, told = new_search(study, space)
+    searcher.suggest("t0"), searcher.suggest("t1")
+    now, tell = [1.0], study.tell
+    monkeypatch.setattr(search.time, "monotonic", lambda: now[0])
+    for trial_id in ("t0", "t1"):
+        monkeypatch.setattr(study, "tell", failing(OperationalError("", {}, "database is locked")))
+        searcher.on_trial_complete(trial_id, report(EPOCHS))
+        now[0] += search.STORAGE_PATIENCE * 0.6
+        monkeypatch.setattr(study, "tell", tell)
+        searcher.flush()
+        now[0] += search.STORAGE_PATIENCE * 0.6
+    assert searcher.problem is None and told == [0, 1]
 
 
 def test_a_study_to_start_from_that_does_not_exist_is_one_line(space, tmp_path):
@@ -551,3 +640,12 @@ def test_a_trial_that_others_enqueued_with_what_is_not_accepted_fails_alone(spac
     reason = refused.user_attrs["reason"]
     assert reason.startswith("enqueued, but not accepted: ") and said in reason
     assert searcher.suggest("t3")["number"] == 3
+
+
+@pytest.mark.filterwarnings("ignore:Fixed parameter")
+def test_a_published_configuration_that_is_not_accepted_is_a_mistake_of_its_space(space):
+    study = new_study()
+    study.enqueue_trial({"momentum": 7.0}, user_attrs={"label": "published"})
+    searcher, _ = new_search(study, space)
+    with pytest.raises(InputError, match="momentum: 7.0 given"):
+        searcher.suggest("t0")
