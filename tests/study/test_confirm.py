@@ -89,6 +89,10 @@ def test_a_confirmation_is_judged_on_test_and_a_search_is_not(tmp_path):
     longest = storage.named(search(tmp_path, 100 * "x").study_name, str(tmp_path), None)
     assert confirm.resolve(longest, {"results_dir": str(tmp_path)}).name == 100 * "x" + "-confirm"
     assert (settings.eps, settings.attack_steps, settings.depth) == (0.1, 2, 8)
+    few = settings.model_copy(update={"eval_examples": 40, "attack_examples": 20}).evaluation
+    assert (few.examples, few.strong_examples, few.curve_examples) == (40, 20, 15)  # 60 // 4 of the search's
+    assert {"strong", "batch_dependence"} <= set(few.probes) and few.attack_steps == 2
+    assert settings.alone
 
 
 def test_a_confirmation_with_other_settings_says_what_can_be_done(tmp_path):
@@ -201,6 +205,15 @@ def test_of_one_seed_the_interval_is_that_of_the_images():
     assert confirmation.accuracy_interval([1.0, 1.0], 50) == pytest.approx(wilson(1.0, 50))
 
 
+def test_distances_over_seeds_and_over_images_are_squared_and_added():
+    accuracies, n = [0.4, 0.45, 0.6], 100
+    bounds, (least, most) = stats.ttest_1samp(accuracies, 0).confidence_interval(0.95), wilson(0.48, n)
+    mean = np.mean(accuracies)
+    low, high = confirmation.accuracy_interval(accuracies, n)
+    assert mean - low == pytest.approx(np.hypot(mean - bounds.low, 0.48 - least))
+    assert high - mean == pytest.approx(np.hypot(bounds.high - mean, most - 0.48))
+
+
 def test_an_interval_is_by_the_images_of_its_own_accuracy():
     probes = {"strong.n": 20.0, "strong.autoattack": 0.5}
     run = create_trial(values=[0.5, 1.0], user_attrs={"clean_accuracy": 0.5, "n_examples": 200, "probes": probes})
@@ -286,6 +299,7 @@ def test_the_table_has_means_deviations_and_intervals_over_seeds(made):
     assert table.loc[1, ["searched_adversarial", "searched_seconds"]].tolist() == [0.5, 10.0]
     assert table["gates_failed"].to_dict() == {1: "", 2: "overfitting"}
     assert table["role"].to_dict() == {1: "front", 2: "front"}
+    assert table.loc[1, ["autoattack_mean", "autoattack_pgd", "clean_mean"]].tolist() == [0.47, 0.5, 0.9]
 
 
 def test_the_probability_is_that_of_the_trainings_own_masks(made):
@@ -308,12 +322,79 @@ def test_a_member_that_only_failed_has_a_row_without_figures(tmp_path):
     assert confirmation.printed(table).row_count == 1
 
 
+def test_a_training_that_runs_has_not_failed(made):
+    searched, study, settings, _ = made
+    more = confirm.resolve(searched, {"results_dir": settings.results_dir, "seeds": 3})
+    running = confirmation.prepare(more, members.members_numbered(searched.trials, [1]))
+    running.ask()
+    table = confirmation.confirmed_frame(running.trials, searched.trials, {}).set_index("number")
+    assert table.loc[1, ["n_seeds", "n_failed"]].tolist() == [2, 0]
+
+
+def test_it_is_said_who_was_on_the_front_and_who_was_published(tmp_path):
+    searched = search(tmp_path)
+    add(searched, 0.2, 3.0, "Fixup 8", batch=8)
+    add(searched, 0.1, 50.0, batch=16)
+    roles = [members.role(trial, {2, 1, 4}) for trial in searched.trials if trial.number != 3]
+    assert roles == ["published", "front", "front", "front, published", "other"]
+    settings = confirm.resolve(searched, {"results_dir": str(tmp_path), "seeds": 1})
+    settings.folder.mkdir()
+    study = confirmation.prepare(settings, members.members_numbered(searched.trials, [0, 1, 4, 5]))
+    table = confirmation.confirmed_frame(study.trials, searched.trials, {}).set_index("number")
+    assert table["role"].to_dict() == {0: "published", 1: "front", 4: "front, published", 5: "other"}
+
+
+def test_it_is_said_how_far_off_the_search_was(made):
+    searched, study, settings, _ = made
+    searched.set_user_attr("objective", "calibrated")
+    chosen = members.members_numbered(searched.trials, [1, 2, 0])
+    failing = confirmation.prepare(settings, chosen)
+    for _ in range(2):
+        failing.tell(failing.ask(), state=TrialState.FAIL)
+    table = confirmation.confirmed_frame(failing.trials, searched.trials, {})
+    said = "\n".join(confirmation.notes(table, settings, searched, searched.trials))
+    assert "#0 BatchNorm 64: 2 of 2 trainings failed.\n" in said
+    assert "9 test images" in said and "the first 4 of them" in said and "one training at a time" in said
+    # 0.5 and 0.3 against 5/9 and 3/9; 10 and 5 s against 13 and 6 s
+    assert "said 4.4 points of adversarial accuracy less on average" in said
+    assert "trainings took 1.25 times the search's calibrated seconds" in said
+    several = confirmation.notes(table, settings.model_copy(update={"concurrent": 3}), searched, searched.trials)
+    assert "up to 3 trainings at a time" in "\n".join(several)
+
+
+def test_what_is_printed_stands_under_its_own_heading(made):
+    searched, study, settings, _ = made
+    judged = confirmation.judge(study.trials, settings)
+    table = confirmation.confirmed_frame(study.trials, searched.trials, judged)
+    cells = [list(column.cells) for column in confirmation.printed(table).columns]
+    assert cells[1] == ["1 of 2", "2"] and cells[4] == ["0.470 | 0.500"] * 2 and cells[5] == ["0.900"] * 2
+    assert cells[7] == ["1 failed", "passed"]
+    assert [line.split(":")[0] for line in confirmation.gate_lines(table, judged)] == [
+        "Gates that failed",
+        "  overfitting, #2 batchnorm 32",
+    ]
+
+
+def test_no_front_and_no_weights_that_were_chosen_on_test_are_left(made):
+    searched, study, settings, _ = made
+    study.set_user_attr("objective", "calibrated")
+    (settings.folder / "models").mkdir()
+    for left in ("front.csv", "models/0000.safetensors"):
+        (settings.folder / left).write_text("left by the runner")
+    confirmation.finish(searched, study, settings, Console(width=300), "finished")
+    assert not (settings.folder / "front.csv").exists() and not (settings.folder / "models").exists()
+    table = pd.read_csv(settings.search_folder / "confirmed.csv")
+    assert set(table["objective"]) == {"calibrated"}
+    assert pd.read_csv(settings.search_folder / "gates.csv").passed.sum() == 2 * len(gates.GATES) - 1
+
+
 def test_each_member_and_seed_is_enqueued_once_and_more_seeds_are_added(made):
     searched, study, settings, _ = made
     chosen = members.members_numbered(searched.trials, [1, 2])
     assert len(confirmation.prepare(settings, chosen).trials) == 4
     more = confirm.resolve(searched, {"results_dir": settings.results_dir, "seeds": 3})
     assert confirmation.n_trials(more, chosen) == 6
+    assert confirmation.n_trials(settings, members.members_numbered(searched.trials, [0])) == 4 + 2
     trials = confirmation.prepare(more, chosen).trials
     assert len({(trial.user_attrs["member"], trial.user_attrs["config"]["seed"]) for trial in trials}) == 6
 
