@@ -2,10 +2,12 @@
 
 import errno
 import io
+import json
 import math
 import re
 import shlex
 import time
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -19,7 +21,8 @@ from safetensors.numpy import save
 from scipy import stats
 
 from study import confirm, members, recommend, storage, train
-from study.recommend import Candidate, choose
+from study.recommend import Candidate, Choice, choose
+from study.results import CONFIRMED
 from tests.study import synthetic
 from tests.study.test_confirm import add, another_version, config, made, no_front, search, trained  # noqa: F401 (made: a fixture)
 from trainables import single
@@ -103,6 +106,30 @@ def test_a_limit_that_is_named_as_accepted_is(accuracy, seconds):
         assert named == pytest.approx(seconds if field == "max_seconds" else accuracy, rel=2e-3)
 
 
+def test_of_equals_in_what_was_asked_for_the_better_in_the_other_is_taken():
+    assert (
+        choose([candidate(1, 0.3, 5.0), candidate(2, 0.4, 5.0), candidate(3, 0.3, 5.0)], None, 0.2).candidate.number
+        == 2
+    )
+    assert (
+        choose([candidate(1, 0.4, 9.0), candidate(2, 0.4, 5.0), candidate(3, 0.4, 9.0)], 10.0, None).candidate.number
+        == 2
+    )
+
+
+def test_the_seconds_named_as_accepted_are_those_of_a_member_that_is_as_accurate_as_asked_for():
+    with pytest.raises(InputError, match="accepted: at least 100, #3's"):
+        choose([*FRONT, candidate(4, 0.47, 50.0)], 20.0, 0.48)
+
+
+def test_the_knee_is_said_to_be_of_the_front_without_those_that_are_dominated():
+    assert "the knee of the front of 3:" in choose([*FRONT, candidate(4, 0.1, 50.0)], None, None).reasons[0]
+
+
+def test_an_accuracy_of_at_least_nothing_may_be_asked_for():
+    recommend.require_limits(None, 0.0)
+
+
 def test_members_that_failed_a_gate_are_left_out_while_others_remain():
     tainted = [candidate(1, 0.2, 5.0), candidate(2, 0.45, 10.0, gates_failed="square")]
     choice = choose(tainted, 50.0, None)
@@ -122,7 +149,7 @@ def test_members_that_may_have_learnt_nothing_are_left_out_while_others_remain()
         choose([*FRONT, *WORTHLESS], 2.0, None, 0.1)
     assert "chance" not in " ".join(choose(FRONT, None, None, 0.1).reasons)
     masked = candidate(6, 0.3, 3.0, gates_failed="square")
-    choice = choose([masked, *WORTHLESS], None, None, 0.1)
+    choice = choose([masked, *WORTHLESS, candidate(7, 0.5, 2.0, clean=0.1)], 50.0, None, 0.1)
     assert choice.candidate is masked and "All others failed a gate" in " ".join(choice.reasons)
 
 
@@ -156,6 +183,15 @@ def test_where_pgd_was_too_weak_candidates_are_compared_by_autoattack():
         choose([flattered, honest], None, 0.5)
     masked = candidate(3, 0.9, 5.0, autoattack=(0.9, 0.9, 50), gates_failed="autoattack; square")
     assert choose([flattered, honest, masked], 50.0, None).candidate is honest
+    sure = candidate(4, 0.47, 20.0, autoattack=(0.47, 0.47, 50))
+    choice = choose([sure, candidate(2, 0.5, 10.0, autoattack=(0.46, 0.5, 50)), masked], 50.0, None)
+    assert choice.candidate.number == 2 and "AutoAttack" not in " ".join(choice.reasons)
+
+
+def test_where_candidates_are_compared_by_autoattack_its_interval_tells_the_doubt():
+    flattered = candidate(1, 0.6, 20.0, autoattack=(0.45, 0.6, 50), autoattack_interval=(0.3, 0.6))
+    choice = choose([replace(flattered, gates_failed="more_steps")], None, 0.4)
+    assert "under attack reaches below 0.4" in " ".join(choice.reasons)
 
 
 def test_the_few_images_that_autoattack_saw_do_not_stand_for_all():
@@ -308,6 +344,82 @@ def test_a_configuration_whose_trainings_all_failed_is_never_recommended(tmp_pat
     out = printed(capsys, given)
     assert out.startswith("#4 ") and "#1 batchnorm 128 was left out: all of its trainings (5) failed" in out
     assert "Figures are not confirmed" in out
+
+
+def test_what_was_confirmed_is_read_as_it_was_written(tmp_path):
+    numbers = {column: i + (0.5 if kind is float else 0) for i, (column, kind) in enumerate(CONFIRMED.items())}
+    row = numbers | {"name": "a", "role": "front", "objective": "calibrated", "gates_failed": "square"}
+    pd.DataFrame([row]).to_csv(tmp_path / "confirmed.csv", index=False)
+    assert recommend.confirmed(tmp_path / "confirmed.csv") == [
+        Candidate(
+            number=row["number"],
+            name="a",
+            seconds=row["seconds_mean"],
+            seconds_interval=(row["seconds_low"], row["seconds_high"]),
+            adversarial=row["adversarial_mean"],
+            adversarial_interval=(row["adversarial_low"], row["adversarial_high"]),
+            clean=row["clean_mean"],
+            n_examples=row["n_examples"],
+            n_seeds=row["n_seeds"],
+            autoattack=(row["autoattack_mean"], row["autoattack_pgd"], row["n_attack_examples"]),
+            autoattack_interval=(row["autoattack_low"], row["autoattack_high"]),
+            front_probability=row["front_probability"],
+            gates_failed="square",
+            n_failed=row["n_failed"],
+            objective="calibrated",
+        )
+    ]
+
+
+def test_each_figure_is_printed_with_its_own_interval(tmp_path):
+    study = search(tmp_path)
+    taken = candidate(2, 0.3, 5.0, clean=0.91, n_seeds=3, seconds_interval=(4.0, 6.0), front_probability=0.75)
+    taken = replace(taken, autoattack=(0.21, 0.28, 50), autoattack_interval=(0.1, 0.4))
+    shown = [
+        " ".join(line.split()) for line in recommend.lines(Choice(taken, []), study, study.trials[2], tmp_path, [])
+    ]
+    for beginning in (
+        "seconds 5.0 [4.0, 6.0] measured, mean of 3 seeds",
+        "adversarial accuracy 0.300 [0.250, 0.350] PGD-2, l-inf, eps 0.1 (25.5/255), 300 test images; 95 % interval",
+        "AutoAttack 0.210 [0.100, 0.400] standard version, first 50 test images, of which PGD leaves 0.280",
+        "clean accuracy 0.910 300 test images",
+        "on the front 0.75 probability",
+        "batch_size_schedule.size 32",
+    ):
+        assert any(line.startswith(beginning) for line in shown), beginning
+
+
+def test_weights_are_named_where_they_are_those_of_the_trial(tmp_path, capsys):
+    study, path = search(tmp_path), tmp_path / "mine" / "models" / "0002.safetensors"
+    path.parent.mkdir()
+    for number, named in [(1, False), (2, True)]:
+        metadata = {"config": json.dumps(study.trials[number].user_attrs["config"]), "num_classes": "10"}
+        path.write_bytes(save({"a": np.zeros(1)}, metadata))
+        out = printed(capsys, ["mine", "--results-dir", str(tmp_path), "--max-seconds", "5"])
+        assert (f"Weights of the search's own training: {path}" in out) is named
+
+
+def test_the_searchs_seconds_are_told_as_what_they_are(tmp_path, capsys):
+    search(tmp_path).set_user_attr("objective", "calibrated")
+    assert "calibrated, one training" in printed(capsys, ["mine", "--results-dir", str(tmp_path)])
+
+
+def test_only_the_best_of_several_is_flattered(tmp_path):
+    study = search(tmp_path)
+    for candidates in (FRONT[:1], FRONT):
+        said = " ".join(recommend.basis_lines(study, study.trials[:2], candidates, [], "mine"))
+        assert "Figures are confirmed" in said and ("flattered" in said) is (len(candidates) > 1)
+
+
+@pytest.mark.parametrize("number", [3, 99])  # one that failed, and one that there is not
+def test_a_table_of_trials_that_the_search_has_not_is_refused(number, made, tmp_path, capsys):  # noqa: F811
+    from study import confirmation
+
+    searched, study, _, _ = made
+    table = confirmation.confirmed_frame(study.trials, searched.trials, {}).replace({"number": {2: number}})
+    table.to_csv(tmp_path / "mine" / "confirmed.csv", index=False)
+    assert recommend.main(["mine", "--results-dir", str(tmp_path)]) == 2
+    assert "confirmed.csv: trials that 'mine' has not; accepted" in capsys.readouterr().err
 
 
 def test_members_without_confirmation_are_named(made, tmp_path, capsys):  # noqa: F811
