@@ -8,6 +8,7 @@ from optuna.trial import TrialState, create_trial
 from safetensors.numpy import load_file, save
 
 from study import results
+from study.settings import StudySettings
 from study.storage import DIRECTIONS
 from trainables.config import TrialConfig
 
@@ -181,3 +182,55 @@ def test_a_published_configuration_promises_nothing_and_hides_no_promise():
 def test_the_hypervolume_history_begins_with_the_first_trial():
     trials = [create_trial(values=values) for values in ([0.5, 10.0], [0.3, 5.0], [0.1, 20.0])]
     assert results.front_hypervolumes(trials) == pytest.approx([5.0, 6.5, 6.5])
+
+
+def test_the_newest_promise_counts():
+    trials = [create_trial(values=[0.5, 1.0], user_attrs={results.GAIN: gain}) for gain in (0.25, 0.125)]
+    assert results.promised(trials, results.GAIN) == 0.125
+
+
+def test_a_share_is_told_with_three_digits():
+    assert [results.percent(share) for share in (0.012345, 12.3456, 0.0)] == ["1.23 %", "1,230 %", "0 %"]
+
+
+def test_each_accuracy_stands_beside_its_own_interval_and_both_kinds_of_seconds_are_told():
+    attrs = {"clean_accuracy": 0.9, "n_examples": 100, "measured_seconds": 7.0, "calibrated_seconds": 6.0}
+    row = results.row(create_trial(values=[0.4, 6.0], user_attrs=attrs | {"probes": {"hessian.1": 3.5}}))
+    assert (row["adversarial_accuracy"], row["clean_accuracy"], row["n_examples"]) == (0.4, 0.9, 100)
+    assert (row["adversarial_low"], row["adversarial_high"]) == results.wilson(0.4, 100)
+    assert (row["clean_low"], row["clean_high"]) == results.wilson(0.9, 100)
+    assert (row["train_seconds"], row["measured_seconds"], row["calibrated_seconds"]) == (6.0, 7.0, 6.0)
+    assert row["hessian.1"] == 3.5
+
+
+def test_an_interval_is_of_the_nearest_whole_number_of_examples():
+    assert results.wilson(0.29, 100) == results.wilson(0.2901, 100)  # 0.29 * 100 is less than 29
+
+
+def test_a_trials_end_removes_its_own_checkpoint(study, tmp_path):
+    place = tmp_path / "checkpoints"
+    for number in range(5):
+        (place / results.checkpoint_name(number)).mkdir(parents=True)
+    results.sync_models(study.trials, tmp_path, str(place), ended=study.trials[2])
+    assert sorted(path.name for path in place.iterdir()) == ["0000", "0001", "0003", "0004"]
+    results.sync_models(study.trials, tmp_path, str(place), ended=study.trials[4])  # which runs
+    assert (place / "0004").exists()
+
+
+def test_a_schedule_of_milestones_is_described_by_its_first_and_last_size():
+    schedule = {"kind": "milestones", "sizes": [8, 32, 64], "milestones": [3, 6]}
+    assert results.short_name(CONFIG | {"batch_size_schedule": schedule}) == "fixup 8→64"
+
+
+def test_what_a_study_was_made_with_is_written_without_its_password(tmp_path):
+    settings = StudySettings(name="a", storage="postgresql://me:secret@host/db", eps=0.1)
+    results.write_study_json(settings, tmp_path, {"CPU": 2.0}, "calibrated", {"train": "abc"})
+    text = (tmp_path / "study.json").read_text()
+    written = json.loads(text)
+    assert "secret" not in text and "me:***@host/db" in written["settings"]["storage"]
+    assert (written["objective"], written["images"], written["settings"]["eps"]) == (
+        "calibrated",
+        {"train": "abc"},
+        0.1,
+    )
+    assert written["hardware"]["ray_resources"] == {"CPU": 2.0} and "torch" in written["versions"]

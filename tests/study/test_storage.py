@@ -3,7 +3,7 @@ from threading import Barrier
 
 import optuna
 import pytest
-from optuna.trial import create_trial
+from optuna.trial import TrialState, create_trial
 
 from study import folders, storage
 from study.settings import StudySettings, sqlite_url
@@ -107,3 +107,34 @@ def test_a_study_whose_trials_have_all_ended_is_not_unfinished():
     study.set_user_attr("settings", {"trials": 1})
     study.add_trial(create_trial(values=[0.5, 1.0]))
     assert not storage.is_unfinished(study)
+
+
+def test_trials_have_ended_however_they_did():
+    study = optuna.create_study(directions=storage.DIRECTIONS)
+    for state in TrialState:
+        values = [0.5, 1.0] if state is TrialState.COMPLETE else None
+        study.add_trial(create_trial(state=state, values=values))
+    assert storage.n_finished(study) == sum(state.is_finished() for state in TrialState) == 3
+
+
+def test_a_writer_waits_a_minute_for_a_locked_file(tmp_path):
+    database = storage.from_url(f"sqlite:///{tmp_path / 'study.db'}")
+    with database.engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 60_000
+
+
+def test_images_known_by_their_fingerprints_may_lie_elsewhere():
+    study = optuna.create_study(directions=storage.DIRECTIONS)
+    study.set_user_attr("settings", {"data_dir": "/here", "eps": 0.1})
+    assert storage.settings_of(study, {"data_dir": "/there"}) == {"data_dir": "/here", "eps": 0.1}
+    study.set_user_attr("images", {"train": "abc"})
+    assert storage.settings_of(study, {"data_dir": "/there"}) == {"data_dir": "/there", "eps": 0.1}
+    assert storage.settings_of(study, {}) == {"data_dir": "/here", "eps": 0.1}
+
+
+def test_the_objective_that_a_study_began_with_is_its_own_where_one_is_named():
+    study = optuna.create_study(directions=storage.DIRECTIONS)
+    study.set_user_attr("settings", {"objective": None})
+    study.set_user_attr("objective", "calibrated")
+    assert storage.settings_of(study, {"objective": "measured"}) == {"objective": "calibrated"}
+    assert storage.settings_of(study, {}) == {"objective": None}
