@@ -250,7 +250,7 @@ class FrontSampler(BaseSampler):
         self.n_fitted = -1  # own trials that had ended when it was fitted; -1: it is to be fitted anyhow
         self.seen: dict[tuple[bool, int], np.ndarray] = {}  # features by whether it is an earlier study's, and number
         self.tried: set[frozenset[tuple[str, object]]] = set()  # parameters of trials
-        self.counted: set[int] = set()  # numbers of ended trials that are among them
+        self.counted: set[int] = set()  # numbers of trials that are among them
         self.proposed: dict[int, Mapping[str, object]] = {}  # parameters by the trial's number
         self.gain: float | None = None  # None: not known yet
         self.gain_per_hour: float | None = None
@@ -396,7 +396,8 @@ class FrontSampler(BaseSampler):
     def _untried(self, candidates: list[Candidate], trials: Sequence[FrozenTrial]) -> list[Candidate]:
         """Those that no trial has had: another seed would tell little. All of them, where there are no others."""
         for trial in trials:
-            if trial.state.is_finished() and trial.number not in self.counted:
+            has_all = trial.state.is_finished() or "config" in trial.user_attrs  # its parameters
+            if has_all and trial.number not in self.counted:
                 self.counted.add(trial.number)
                 self.tried.add(frozenset(trial.params.items()))
         untried = [candidate for candidate in candidates if frozenset(candidate.params.items()) not in self.tried]

@@ -92,6 +92,19 @@ def test_nothing_is_proposed_twice_while_there_is_something_else():
     assert few(stopped.ask()).epochs == 6
 
 
+def test_what_runs_already_is_not_proposed_whoever_proposed_it():
+    def space(trial):
+        trial.suggest_categorical("depth", [8, 14])
+
+    few = partial(spaces.configure, spaces.Space(SPACE.path, space, {}, {}), SETTINGS)
+    for seed in range(10):
+        study = optuna.create_study(directions=DIRECTIONS, sampler=FrontSampler(few, lambda study: seconds_of, seed))
+        study.enqueue_trial({"depth": 8})
+        running = study.ask()
+        running.set_user_attr("config", few(running).model_dump(mode="json"))
+        assert few(study.ask()).depth == 14
+
+
 def test_candidates_are_timed_anew_when_more_has_been_measured():
     tables = {"resnet8 fixup tf32 natural": {"128": 1.0}}
     sampler = FrontSampler(configure, lambda study: calibration.Timer(1000, dict(tables)), seed=0)
