@@ -267,12 +267,12 @@ class StudySearch(Searcher):
             self.untold.append((trial, TrialState.FAIL, None, {"reason": f"enqueued, but not accepted: {error}"}))
             self.flush()
             return None
-        trial.set_user_attr("config", config.model_dump(mode="json"))
-        trial.set_user_attr("tune_trial_id", trial_id)
         self.gain_per_hour = getattr(self.study.sampler, "gain_per_hour", None)
-        if self.gain_per_hour is not None:
+        if self.gain_per_hour is not None and not stored:  # one that is handed out again keeps its own
             trial.set_user_attr(GAIN, self.study.sampler.gain)
             trial.set_user_attr(GAIN_PER_HOUR, self.gain_per_hour)
+        trial.set_user_attr("config", config.model_dump(mode="json"))
+        trial.set_user_attr("tune_trial_id", trial_id)
         known = calibration.known(self.study, config)
         self.asked = self.silent_since = None
         self.running[trial_id], self.configs[trial_id] = trial, config

@@ -504,6 +504,20 @@ def test_the_sampler_that_knows_seconds_takes_them_from_what_the_study_measured(
     assert study.trials[6].user_attrs["expected_gain_per_hour"] > study.trials[6].user_attrs["expected_gain"] > 0
 
 
+def test_a_trial_that_is_handed_out_again_keeps_what_was_expected_when_it_was_proposed(space, tmp_path):
+    study = new_study(f"sqlite:///{tmp_path / 'study.db'}")
+    study.sampler = front_study(space).sampler
+    searcher, _ = new_search(study, space)
+    run_trials(searcher, 6)
+    lost = searcher.suggest("lost")["number"]
+    expected = study.trials[lost].user_attrs["expected_gain"]
+    searcher.suggest("another")
+    assert study.sampler.gain != expected
+    searcher.fail("lost", "node lost")
+    assert searcher.suggest("again")["number"] == lost
+    assert study.trials[lost].user_attrs["expected_gain"] == expected
+
+
 def test_a_study_ends_once_an_hour_is_expected_to_add_less_than_it_goes_on_for(space):
     study = front_study(space, until_gain=1e9)
     searcher, _ = new_search(study, space, n_concurrent=1)
