@@ -138,3 +138,52 @@ def test_the_objective_that_a_study_began_with_is_its_own_where_one_is_named():
     study.set_user_attr("objective", "calibrated")
     assert storage.settings_of(study, {"objective": "measured"}) == {"objective": "calibrated"}
     assert storage.settings_of(study, {}) == {"objective": None}
+
+
+def test_a_study_was_made_here_where_it_has_our_objectives_and_settings_or_only_begins():
+    begun = optuna.create_study(directions=storage.DIRECTIONS)
+    assert storage.made_here(begun)
+    begun.add_trial(create_trial(values=[0.5, 1.0]))
+    assert not storage.made_here(begun)
+    begun.set_user_attr("settings", {})
+    assert storage.made_here(begun)
+    assert not storage.made_here(optuna.create_study(directions=storage.DIRECTIONS[::-1]))
+
+
+def test_a_new_file_needs_a_folder_and_a_study_in_memory_is_refused(tmp_path):
+    storage.require_folder(f"sqlite:///{tmp_path / 'new.db'}")
+    storage.require_folder("postgresql://user@host/name")
+    for url, said in [
+        (f"sqlite:///{tmp_path / 'none' / 'new.db'}", "no such folder"),
+        ("sqlite://", "gone when the study ends"),
+        ("sqlite:///:memory:", "gone when the study ends"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            storage.require_folder(url)
+
+
+def test_objectives_have_their_names_in_the_storage(tmp_path):
+    study = storage.open_study(storage.from_url(sqlite_url(tmp_path / "study.db")), "a")
+    assert study.metric_names == ["adversarial_accuracy", "train_seconds"]
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+
+
+def test_the_storage_that_is_named_counts_and_not_the_file_in_the_results(tmp_path):
+    (tmp_path / "mine").mkdir()
+    urls = [sqlite_url(tmp_path / "mine" / "study.db"), sqlite_url(tmp_path / "elsewhere.db")]
+    for url in urls:
+        study = storage.open_study(storage.from_url(url), "mine")
+        study.set_user_attr("settings", {"place": url})
+    assert storage.named("mine", str(tmp_path), None).user_attrs["settings"]["place"] == urls[0]
+    assert storage.named("mine", str(tmp_path), urls[1]).user_attrs["settings"]["place"] == urls[1]
+
+
+def test_a_command_is_led_to_both_the_results_and_the_storage():
+    assert storage.location("my results", "sqlite:///a.db") == " --results-dir 'my results' --storage sqlite:///a.db"
+
+
+def test_asking_for_the_names_of_studies_makes_no_file(tmp_path):
+    url = sqlite_url(tmp_path / "study.db")
+    assert storage.names(url) == [] and list(tmp_path.iterdir()) == []
+    storage.open_study(storage.from_url(url), "a")
+    assert storage.names(url) == ["a"]
