@@ -8,6 +8,7 @@ from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from study import calibration, spaces
+from study.forecast import Forecast
 from study.front import hypervolume
 from study.sampling import (
     N_FRESH,
@@ -419,6 +420,15 @@ def test_the_fewer_seconds_are_left_the_more_a_new_trial_must_promise():
         return np.inf
 
     assert needed(3) < needed(14)
+
+
+def test_the_forecast_is_asked_for_the_end_from_where_the_schedule_stands(monkeypatch):
+    study, asked = rising_study(n=12), []
+    final = Forecast.final
+    monkeypatch.setattr(Forecast, "final", lambda *given: asked.append((len(given[2]), given[3])) or final(*given))
+    for epoch in (3, 15):
+        stop(study, "free", epoch)
+    assert asked == [(3, 0.1), (15, 0.5)]
 
 
 def test_a_published_configuration_goes_on_whatever_a_new_trial_promises():
