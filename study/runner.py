@@ -140,8 +140,10 @@ def started_ray(settings: StudySettings, local: dict[str, object]) -> Iterator[N
         cause = in_one_line(str(error).strip() or type(error).__name__)
         if not settings.address:
             raise OSError(f"Ray does not start on this machine: {cause}") from None
+        refused = "InvalidAuthToken" in str(error.__cause__)  # a host and port get no token unless Ray is told so
+        token = "; this one asks for its token: RAY_AUTH_MODE=token and ~/.ray/auth_token" if refused else ""
         raise InputError(
-            f"address: {settings.address!r} given ({cause}); accepted: the address of a running Ray cluster"
+            f"address: {settings.address!r} given ({cause}); accepted: the address of a running Ray cluster{token}"
         ) from None
     try:
         yield
@@ -217,17 +219,22 @@ def require_reachable(address: str | None) -> None:
     """Ray itself keeps trying for minutes where nothing answers.
 
     Raises:
-        InputError: If `address` names a host and port, and nothing listens there.
+        InputError: If `address` names a host and port, and nothing listens there; or is a URL, such as Ray Client's,
+            through which Tune's loop would run in another process than this.
     """
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    place, source = address or "", ""
+    if address == "auto" and "RAY_ADDRESS" in os.environ:  # Ray looks there first
+        place, source = os.environ["RAY_ADDRESS"], " by RAY_ADDRESS"
+    accepted = "`auto`, or host:port of a running Ray cluster"
+    if "://" in place:
+        raise InputError(f"address: {place!r} given{source}, a URL; accepted: {accepted}")
+    host, _, port = place.rpartition(":")
     if not host:
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"address: {address!r} given ({error}); accepted: `auto`, or host:port of a running Ray cluster"
-        ) from None
+        raise InputError(f"address: {place!r} given{source} ({error}); accepted: {accepted}") from None
 
 
 def gpus_per_trial(settings: StudySettings, resources: dict[str, float]) -> float:

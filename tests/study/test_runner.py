@@ -88,6 +88,28 @@ def test_what_ray_said_is_one_line_with_its_cause(said, line):
     assert runner.in_one_line(said) == line
 
 
+@pytest.mark.parametrize("place", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265", "127.0.0.1:1"])
+def test_an_address_at_which_no_study_can_run_is_refused_before_ray_tries(place, monkeypatch):
+    monkeypatch.setattr(runner.ray, "init", lambda **given: pytest.fail("Ray tried"))
+    monkeypatch.setenv("RAY_ADDRESS", place)
+    for address, source in ((place, ""), ("auto", " by RAY_ADDRESS")):
+        refused = f"^address: '{place}' given{source}.*; accepted: `auto`, or host:port"
+        with pytest.raises(InputError, match=refused), runner.cluster(StudySettings(name="a", address=address)):
+            pass
+
+
+def test_a_cluster_that_asks_for_a_token_says_so(monkeypatch):
+    def init(**given):
+        raise ConnectionError("no cluster") from RuntimeError("RPC error: InvalidAuthToken: missing or incorrect")
+
+    monkeypatch.setattr(runner.ray, "init", init)
+    with (
+        pytest.raises(InputError, match=r"^address: 'head:1' given \(no cluster\).*RAY_AUTH_MODE=token"),
+        runner.started_ray(StudySettings(name="a", address="head:1"), {}),
+    ):
+        pass
+
+
 ONE_GPU_EACH = [{"CPU": 8.0}, *[{"CPU": 4.0, "GPU": 1.0}] * 8]
 STARTABLE = {"head": ({"CPU": 0}, 0), "worker": ({"CPU": 4, "GPU": 1}, 8)}  # by `ray up`: what each has, how many
 
