@@ -22,6 +22,11 @@ DIRECTIONS = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 SQLITE_TIMEOUT = 60  # seconds a writer waits for a locked file; the default of 5 s loses results
+# Seconds (the last: milliseconds) after which PostgreSQL's client gives up a server that the network has lost: its own
+# default is a quarter of an hour or more, in which not even Ctrl-C reaches the process.
+POSTGRESQL = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4}
+POSTGRESQL |= {"tcp_user_timeout": 30_000}
+LIBPQ = ("psycopg2", "psycopg")  # the drivers that know these
 
 
 def has_password(url: str) -> bool:
@@ -57,7 +62,7 @@ def from_url(url: str) -> RDBStorage:
     InputError: If the URL is malformed, its driver is missing, or nothing answers there.
     """
     try:
-        connect_args = {"timeout": SQLITE_TIMEOUT} if _sqlite_file(url) else {}
+        connect_args = _patience(url)
         for wait in (0.1, 0.2, 0.4, 0.8, 1.6):
             try:
                 return RDBStorage(url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True})
@@ -71,6 +76,15 @@ def from_url(url: str) -> RDBStorage:
             f"storage: {redacted(url)} given ({cause(error)}); accepted: a database URL that answers, "
             "e.g. sqlite:///study.db or postgresql://user@host/name"
         ) from None
+
+
+def _patience(url: str) -> dict[str, int]:
+    """How long the database's driver waits; what the URL itself says holds."""
+    if _sqlite_file(url):
+        return {"timeout": SQLITE_TIMEOUT}
+    parsed = make_url(url)
+    known = POSTGRESQL if parsed.get_backend_name() == "postgresql" and parsed.get_driver_name() in LIBPQ else {}
+    return {name: value for name, value in known.items() if name not in parsed.query}
 
 
 def cause(error: Exception) -> str:

@@ -35,6 +35,22 @@ def test_a_storage_that_does_not_answer_is_one_line(url):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "url, waits",
+    [
+        ("postgresql://me@host/db", storage.POSTGRESQL),
+        ("postgresql+psycopg://me@host/db?connect_timeout=5", {"tcp_user_timeout": 30_000, "connect_timeout": None}),
+        ("postgresql+pg8000://me@host/db", {"tcp_user_timeout": None}),  # knows none of these
+        ("mysql+pymysql://me@host/db", {"tcp_user_timeout": None}),
+        ("sqlite:///study.db", {"timeout": storage.SQLITE_TIMEOUT, "tcp_user_timeout": None}),
+    ],
+)
+def test_a_database_that_the_network_has_lost_is_not_waited_for_for_ever(url, waits, monkeypatch):
+    monkeypatch.setattr(storage, "RDBStorage", lambda url, engine_kwargs: engine_kwargs["connect_args"])
+    given = storage.from_url(url)
+    assert {name: given.get(name) for name in waits} == waits
+
+
 def test_a_file_that_is_no_database_is_one_line(tmp_path):
     (tmp_path / "study.db").write_text("not a database, but long enough to be read as one" * 50)
     with pytest.raises(InputError, match="storage: "):
