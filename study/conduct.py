@@ -1,6 +1,7 @@
 """A study from its settings to its results: storage, run, tables, pictures."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -138,11 +139,22 @@ def carry_out(
     return 130 if ending == "interrupted" else int(nothing)
 
 
-def stdout() -> Console:
-    """Without markup: labels and paths may have brackets. Live on a terminal alone, whatever FORCE_COLOR says."""
+class Output(Console):
+    """Stdout, without markup: labels and paths may have brackets.
+
+    A reader that is gone, as `tee` is after Ctrl-C, does not end the process: results are written yet.
+    """
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python has yet to flush
+
+
+def stdout() -> Output:
+    """Live on a terminal alone, whatever FORCE_COLOR says."""
     if sys.stdout.isatty():
-        return Console(file=sys.stdout, markup=False)
-    return Console(file=sys.stdout, markup=False, width=PLAIN_WIDTH, force_interactive=False)
+        return Output(file=sys.stdout, markup=False)
+    return Output(file=sys.stdout, markup=False, width=PLAIN_WIDTH, force_interactive=False)
 
 
 def make_folder(settings: StudySettings) -> None:

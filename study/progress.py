@@ -122,6 +122,11 @@ class Progress:
         if self.live:
             self.live.stop()
 
+    @property
+    def unread(self) -> bool:
+        """Whether who read it is gone."""
+        return self.console.quiet
+
     def say(self, message: str) -> None:
         (self.live.console if self.live else self.console).print(message, highlight=False, soft_wrap=True)
 

@@ -350,6 +350,8 @@ class Watch(tune.Callback):
         return {}  # Tune snapshots its callbacks; nothing here outlives the run
 
     def on_step_begin(self, **info: object) -> None:
+        if self.progress.unread:
+            self.stop.reason = self.stop.reason or "interrupted"
         try:
             self.stop.check()
         except Stop as reason:

@@ -1,5 +1,7 @@
 import hashlib
 import io
+import os
+import sys
 from contextlib import contextmanager, nullcontext
 from itertools import count
 
@@ -9,6 +11,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from study import conduct, lock, runner, sampling, spaces, storage
+from study.progress import Progress
 from study.settings import StudySettings
 from trainables.config import TrialConfig
 from trainables.errors import InputError
@@ -44,6 +47,17 @@ def test_more_validation_images_than_there_are_is_said(n, said, settings, monkey
 def test_a_file_is_no_terminal_whatever_force_color_says(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert not conduct.stdout().is_interactive
+
+
+def test_a_reader_that_is_gone_does_not_end_the_process(monkeypatch):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        console = conduct.stdout()
+        console.print("lost")
+        console.print("lost")
+        assert Progress(console, 1, 0).unread
 
 
 def test_the_command_to_go_on_names_what_is_not_stored_with_the_study(settings):

@@ -1,4 +1,6 @@
+import io
 import logging
+import math
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -6,8 +8,10 @@ import optuna
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 from study import runner, storage
+from study.progress import Progress
 from study.settings import StudySettings
 from study.sole_writer import SoleWriter
 from study.storage import DIRECTIONS
@@ -208,6 +212,17 @@ def test_a_trials_end_is_its_own_where_others_have_enqueued_trials_since(tmp_pat
     progress = SimpleNamespace(update=lambda trials, ended: shown.append(ended.number))
     runner.Results(study, tmp_path, str(tmp_path), progress).told(last.number)
     assert shown == [2, 2] and last.number == 2
+
+
+def test_a_run_that_nobody_reads_any_more_is_interrupted():
+    stop, progress = runner.StopRequest(None), Progress(Console(file=io.StringIO()), 1, 0)
+    search = SimpleNamespace(study=optuna.create_study(directions=DIRECTIONS), problem=None, flush=lambda: None)
+    watch = runner.Watch(search, stop, progress, 1.0, None)
+    watch.looked = watch.shown = math.inf
+    watch.on_step_begin()
+    progress.console.quiet = True
+    with pytest.raises(runner.Stop, match="^interrupted$"):
+        watch.on_step_begin()
 
 
 def test_rays_word_for_this_machine_is_no_address():
