@@ -18,6 +18,7 @@ from ray import tune
 from trainables import data, devices
 from trainables.checkpoints import CheckpointFolder
 from trainables.config import DataConfig, EvalConfig, TrialConfig
+from trainables.errors import InputError
 from trainables.stores import Unreachable, store
 from trainables.trial import Diverged, Trial
 
@@ -86,7 +87,7 @@ class RayTrial(tune.Trainable):
             folder = CheckpointFolder(config["folder"])
             trial = Trial(
                 TrialConfig(**config["trial"]),
-                load_dataset(DataConfig(**config["data"]), str(device)),
+                images(DataConfig(**config["data"]), str(device)),
                 EvalConfig(**config["evaluation"]),
                 device,
                 config["shares_gpu"],
@@ -173,10 +174,28 @@ def require_shared(shared: tuple[str, str] | None) -> None:
         raise NotShared(f"{socket.gethostname()} does not see {shared[0]} of the driver's host")
 
 
+class NoImages(RuntimeError):
+    """This host cannot read the images that the driver's host has read."""
+
+
+def images(config: DataConfig, device: str) -> data.Dataset:
+    """Raises:
+    NoImages: If this host cannot read them.
+    """
+    try:
+        return load_dataset(config, device)
+    except InputError as error:
+        raise NoImages(f"{socket.gethostname()}: {error}") from None
+
+
 def study_problem(error: Exception) -> str:
-    """What will fail every other trial too; empty for what is this trial's own."""
+    """What will fail every other trial too, at least on this host; empty for what is this trial's own."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "no room on disk"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{socket.gethostname()} may not write"
+    if isinstance(error, NoImages):
+        return "data_dir is needed on every host"
     return "storage_path is needed" if isinstance(error, NotShared) else ""
 
 

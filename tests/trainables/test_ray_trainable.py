@@ -1,5 +1,6 @@
 """What a worker does around a trial, without Ray."""
 
+import errno
 import json
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ import torch
 from trainables import devices, ray_trainable
 from trainables.config import ConstantBatch, DataConfig, EvalConfig, TrialConfig
 from trainables.ray_trainable import RayTrial
+from trainables.stores import DiskStore
 from trainables.trial import Trial
 
 CONFIG = TrialConfig(depth=8, batch_size_schedule=ConstantBatch(size=400), epochs=2, eps=0.1, pgd_steps=1)
@@ -112,3 +114,16 @@ def test_a_warm_up_that_hangs_ends_the_worker_as_an_epoch_does(worker, monkeypat
     monkeypatch.setattr(Trial, "warm_up", noting)
     assert worker(1).step()["epoch"] == 1
     assert watched == [[60.0]]
+
+
+def test_what_a_host_lacks_is_the_studys_problem_and_not_the_trials(worker, tmp_path, monkeypatch):
+    no_images = worker(1)
+    no_images.config["data"] = DataConfig(name="imagefolder", data_dir=str(tmp_path / "here alone")).model_dump()
+    assert no_images.step()["study_problem"] == "data_dir is needed on every host"
+
+    def refuse(self, name, data):
+        raise PermissionError(errno.EACCES, "Permission denied", name)
+
+    monkeypatch.setattr(DiskStore, "write", refuse)
+    assert worker(2).step()["study_problem"].endswith(" may not write")
+    assert ray_trainable.study_problem(FileNotFoundError(errno.ENOENT, "of a trial's own")) == ""
