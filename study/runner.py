@@ -18,7 +18,7 @@ import ray
 import yaml
 from optuna.exceptions import StorageInternalError
 from ray import tune
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
@@ -135,7 +135,8 @@ def on_loopback() -> Iterator[None]:
 def started_ray(settings: StudySettings, local: dict[str, object]) -> Iterator[None]:
     """Raises: as `cluster`."""
     try:
-        ray.init(address=settings.address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
+        with ignored_by_children(signal.SIGTERM) if local else nullcontext():
+            ray.init(address=settings.address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
     except Exception as error:  # Ray raises a bare one where its own processes are too slow to start
         cause = in_one_line(str(error).strip() or type(error).__name__)
         if not settings.address:
@@ -148,7 +149,24 @@ def started_ray(settings: StudySettings, local: dict[str, object]) -> Iterator[N
     try:
         yield
     finally:
+        if local and (node := worker._global_node):
+            kill = node.kill_all_processes
+            # SIGTERM does not reach them: Ray would give each a second to follow one.
+            node.kill_all_processes = lambda **given: kill(**given | {"allow_graceful": False})
         ray.shutdown()
+
+
+@contextmanager
+def ignored_by_children(number: signal.Signals) -> Iterator[None]:
+    """Processes that are started inside do not receive this signal; this one does, but not before the end.
+
+    `timeout`, systemd and Slurm send SIGTERM to all processes of a study: without Ray's it could not stop in order.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def in_one_line(said: str) -> str:

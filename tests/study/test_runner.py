@@ -1,6 +1,7 @@
 import io
 import logging
 import math
+import signal
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -112,6 +113,20 @@ def test_a_cluster_that_asks_for_a_token_says_so(monkeypatch):
         runner.started_ray(StudySettings(name="a", address="head:1"), {}),
     ):
         pass
+
+
+def test_a_sigterm_that_all_processes_of_a_study_get_leaves_ray_on_this_machine_alone(monkeypatch):
+    blocked = []
+    monkeypatch.setattr(
+        runner.ray,
+        "init",
+        lambda **given: blocked.append(signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+    )
+    monkeypatch.setattr(runner.ray, "shutdown", lambda: None)
+    for local in ({"include_dashboard": True}, {}):
+        with runner.started_ray(StudySettings(name="a"), local):
+            assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert blocked == [True, False]  # what a process blocks when it starts, its children block
 
 
 ONE_GPU_EACH = [{"CPU": 8.0}, *[{"CPU": 4.0, "GPU": 1.0}] * 8]
