@@ -15,9 +15,12 @@ from urllib.parse import urlsplit, urlunsplit
 
 from trainables.files import write_whole
 
+# What a folder answers whose disk or file server is at fault.
+AWAY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EREMOTEIO)
+
 
 class Unreachable(OSError):
-    """The object store did not answer, or refused."""
+    """The object store did not answer, or refused; or the folder's disk or file server is at fault."""
 
 
 @contextmanager
@@ -29,6 +32,17 @@ def reaching(path: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise Unreachable(f"{path}: {error}") from error
+
+
+@contextmanager
+def on_disk() -> Iterator[None]:
+    """Tells the machine's failures from the user's, such as a folder that may not be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in AWAY:
+            raise Unreachable(str(error)) from error
+        raise
 
 
 def is_uri(place: str) -> bool:
@@ -49,14 +63,18 @@ def join(place: str, *names: str) -> str:
 
 
 class DiskStore:
-    """Files of one folder, which is made when the first is written."""
+    """Files of one folder, which is made when the first is written.
+
+    Its methods raise `Unreachable` where the disk or the file server is at fault.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def read(self, name: str) -> bytes | None:
         try:
-            return (self.folder / name).read_bytes()
+            with on_disk():
+                return (self.folder / name).read_bytes()
         except FileNotFoundError:
             return None
 
@@ -66,20 +84,23 @@ class DiskStore:
         Raises:
             OSError: If the place cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / name, data)
+        with on_disk():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self.folder / name, data)
 
     def remove(self, name: str = "") -> None:
         """A file or folder below this place, or all of it; no error where there is none."""
         path = self.folder / name
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        with on_disk():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def names(self) -> list[str]:
         """What lies directly in this place."""
-        return [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        with on_disk():
+            return [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
 
 
 class ObjectStore:

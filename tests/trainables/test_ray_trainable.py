@@ -2,15 +2,16 @@
 
 import errno
 import json
+import os
 from contextlib import contextmanager
 
 import pytest
 import torch
 
-from trainables import devices, ray_trainable
+from trainables import devices, ray_trainable, stores
 from trainables.config import ConstantBatch, DataConfig, EvalConfig, TrialConfig
 from trainables.ray_trainable import RayTrial
-from trainables.stores import DiskStore
+from trainables.stores import DiskStore, Unreachable
 from trainables.trial import Trial
 
 CONFIG = TrialConfig(depth=8, batch_size_schedule=ConstantBatch(size=400), epochs=2, eps=0.1, pgd_steps=1)
@@ -127,3 +128,13 @@ def test_what_a_host_lacks_is_the_studys_problem_and_not_the_trials(worker, tmp_
     monkeypatch.setattr(DiskStore, "write", refuse)
     assert worker(2).step()["study_problem"].endswith(" may not write")
     assert ray_trainable.study_problem(FileNotFoundError(errno.ENOENT, "of a trial's own")) == ""
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_file_server_that_fails_is_the_machines_failure(worker, monkeypatch, number):
+    def fail(path, data):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(stores, "write_whole", fail)
+    with pytest.raises(Unreachable, match=os.strerror(number)):  # the trial is handed out again
+        worker(3).step()

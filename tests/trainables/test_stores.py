@@ -80,6 +80,11 @@ def test_a_silent_store_is_not_an_absent_file():
         store(NOBODY_LISTENS).read("state.pt")
 
 
+def test_a_disk_that_fails_is_not_an_absent_file():
+    with pytest.raises(Unreachable, match="Input/output error"):
+        store("/proc/self").read("mem")  # nothing lies at address 0
+
+
 def test_names_go_before_the_query_of_a_uri():
     assert join("s3://bucket/a/?region=x", "b", "7") == "s3://bucket/a/b/7?region=x"
     assert join("s3://bucket", "b") == "s3://bucket/b"
