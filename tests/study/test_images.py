@@ -6,7 +6,7 @@ from PIL import Image
 
 from study import conduct, confirm, confirmation, images, members, pareto, spaces, train
 from study.settings import StudySettings
-from tests.study.test_confirm import SETTINGS, add
+from tests.study.confirmations import SETTINGS, add
 from trainables import data
 from trainables.errors import InputError
 

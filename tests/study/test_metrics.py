@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 
 from study.metrics import StudyMetrics, addresses
 from study.storage import DIRECTIONS
-from tests.study.test_results import add
+from tests.study.trials import add
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from study.progress import Progress, Snapshot, clock, ended_line, front_table
 from study.storage import DIRECTIONS
-from tests.study.test_results import add
+from tests.study.trials import add
 
 
 def trials(*states):

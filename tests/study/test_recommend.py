@@ -24,7 +24,7 @@ from study import confirm, members, recommend, storage, train
 from study.recommend import Candidate, Choice, choose
 from study.results import CONFIRMED
 from tests.study import synthetic
-from tests.study.test_confirm import add, another_version, config, made, no_front, search, trained  # noqa: F401 (made: a fixture)
+from tests.study.confirmations import add, another_version, config, no_front, search, trained
 from trainables import single
 from trainables.config import DataConfig, DatasetName, EvalConfig
 from trainables.errors import InputError
@@ -266,7 +266,7 @@ def test_without_confirmation_the_searchs_figures_are_given_as_such(tmp_path, ca
     assert f"study.confirm mine --results-dir {tmp_path}" in out
 
 
-def test_confirmed_figures_count_where_there_are_some(made, tmp_path, capsys):  # noqa: F811
+def test_confirmed_figures_count_where_there_are_some(made, tmp_path, capsys):
     from rich.console import Console
 
     from study.confirmation import finish
@@ -412,7 +412,7 @@ def test_only_the_best_of_several_is_flattered(tmp_path):
 
 
 @pytest.mark.parametrize("number", [3, 99])  # one that failed, and one that there is not
-def test_a_table_of_trials_that_the_search_has_not_is_refused(number, made, tmp_path, capsys):  # noqa: F811
+def test_a_table_of_trials_that_the_search_has_not_is_refused(number, made, tmp_path, capsys):
     from study import confirmation
 
     searched, study, _, _ = made
@@ -422,7 +422,7 @@ def test_a_table_of_trials_that_the_search_has_not_is_refused(number, made, tmp_
     assert "confirmed.csv: trials that 'mine' has not; accepted" in capsys.readouterr().err
 
 
-def test_members_without_confirmation_are_named(made, tmp_path, capsys):  # noqa: F811
+def test_members_without_confirmation_are_named(made, tmp_path, capsys):
     from study import confirmation
 
     searched, study, settings, _ = made

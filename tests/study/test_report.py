@@ -22,7 +22,7 @@ import trainables.examples
 from study import confirm, examples, figures, folders, importances, page, picture, recommend, report, storage
 from study.results import read_confirmed, wilson
 from tests.study import browser, synthetic
-from tests.study.test_results import CONFIG, add, weights
+from tests.study.trials import CONFIG, add, weights
 from trainables import data, devices
 from trainables.adversarial import RECIPES, step
 from trainables.config import EvalConfig, Training, TrialConfig

@@ -10,21 +10,8 @@ from safetensors.numpy import load_file, save
 from study import results
 from study.settings import StudySettings
 from study.storage import DIRECTIONS
+from tests.study.trials import CONFIG, add, weights
 from trainables.config import TrialConfig
-
-CONFIG = {"norm": "fixup", "training": "natural", "batch_size_schedule": {"kind": "constant", "size": 8}}
-CONFIG |= {"epochs": 3, "lr_batch_ratio": 1e-3}
-
-
-def weights(number, config=CONFIG):
-    return save({"number": np.array([number])}, {"config": json.dumps(config)})
-
-
-def add(study, adversarial=None, seconds=None, label=None, state=TrialState.COMPLETE, config=CONFIG):
-    attrs = {"config": config, "clean_accuracy": 0.9, "n_examples": 100, "reason": "finished", "curve": []}
-    attrs |= {"measured_seconds": seconds} | ({"label": label} if label else {})
-    values = [adversarial, seconds] if state is TrialState.COMPLETE else None
-    study.add_trial(optuna.trial.create_trial(state=state, values=values, user_attrs=attrs))
 
 
 @pytest.fixture

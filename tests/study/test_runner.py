@@ -16,7 +16,7 @@ from study.progress import Progress
 from study.settings import StudySettings
 from study.sole_writer import SoleWriter
 from study.storage import DIRECTIONS
-from tests.study.test_results import add
+from tests.study.trials import add
 from trainables import ray_trainable
 from trainables.config import TrialConfig
 from trainables.errors import InputError
