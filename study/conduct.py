@@ -1,7 +1,6 @@
 """A study from its settings to its results: storage, run, tables, pictures."""
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from rich.console import Console
 
 from study import calibration, images, page, runner, search, spaces, storage
 from study.lock import driver_lock, require_no_driver
-from study.progress import Progress, front_table
+from study.progress import Output, Progress, front_table
 from study.results import (
     front_hypervolume,
     front_of,
@@ -139,19 +138,8 @@ def carry_out(
     return 130 if ending == "interrupted" else int(nothing)
 
 
-class Output(Console):
-    """Stdout, without markup: labels and paths may have brackets.
-
-    A reader that is gone, as `tee` is after Ctrl-C, does not end the process: results are written yet.
-    """
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python has yet to flush
-
-
 def stdout() -> Output:
-    """Live on a terminal alone, whatever FORCE_COLOR says."""
+    """Live on a terminal alone, whatever FORCE_COLOR says. Without markup: labels and paths may have brackets."""
     if sys.stdout.isatty():
         return Output(file=sys.stdout, markup=False)
     return Output(file=sys.stdout, markup=False, width=PLAIN_WIDTH, force_interactive=False)

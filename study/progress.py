@@ -1,5 +1,7 @@
 """What a person sees while a study runs: a live display on a terminal, plain lines elsewhere."""
 
+import os
+import sys
 import time
 from dataclasses import dataclass
 
@@ -105,6 +107,16 @@ def front_table(trials: list[FrozenTrial], title: str = "Pareto front") -> Table
     return table
 
 
+class Output(Console):
+    """Stdout. A reader that is gone, as `tee` is after Ctrl-C, does not end the process: results are written yet."""
+
+    unread = False
+
+    def on_broken_pipe(self) -> None:
+        self.unread = self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python has yet to flush
+
+
 class Progress:
     """Shows snapshots; use as a context manager."""
 
@@ -125,7 +137,7 @@ class Progress:
     @property
     def unread(self) -> bool:
         """Whether who read it is gone."""
-        return self.console.quiet
+        return isinstance(self.console, Output) and self.console.unread
 
     def say(self, message: str) -> None:
         (self.live.console if self.live else self.console).print(message, highlight=False, soft_wrap=True)

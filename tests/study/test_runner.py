@@ -9,10 +9,9 @@ import optuna
 import pytest
 import torch
 import yaml
-from rich.console import Console
 
 from study import runner, storage
-from study.progress import Progress
+from study.progress import Output, Progress
 from study.settings import StudySettings
 from study.sole_writer import SoleWriter
 from study.storage import DIRECTIONS
@@ -230,12 +229,12 @@ def test_a_trials_end_is_its_own_where_others_have_enqueued_trials_since(tmp_pat
 
 
 def test_a_run_that_nobody_reads_any_more_is_interrupted():
-    stop, progress = runner.StopRequest(None), Progress(Console(file=io.StringIO()), 1, 0)
+    stop, progress = runner.StopRequest(None), Progress(Output(file=io.StringIO(), quiet=True), 1, 0)
     search = SimpleNamespace(study=optuna.create_study(directions=DIRECTIONS), problem=None, flush=lambda: None)
     watch = runner.Watch(search, stop, progress, 1.0, None)
     watch.looked = watch.shown = math.inf
     watch.on_step_begin()
-    progress.console.quiet = True
+    progress.console.unread = True
     with pytest.raises(runner.Stop, match="^interrupted$"):
         watch.on_step_begin()
 
