@@ -4,19 +4,16 @@
 stays. A study without one, of an earlier version, keeps to its `data_dir`.
 """
 
-import hashlib
 from collections.abc import Callable
 
-import numpy as np
 import optuna
 
 from study import storage
 from study.settings import StudySettings
 from trainables import data
-from trainables.data import Dataset, Split
+from trainables.data import Dataset
 from trainables.errors import InputError
-
-Fingerprints = dict[str, str]  # `training` and, where the study is judged on it, `test`
+from trainables.fingerprints import Fingerprints, fingerprints
 
 
 def load(settings: StudySettings, searched: optuna.Study | None = None) -> tuple[Dataset, Fingerprints]:
@@ -40,24 +37,6 @@ def load(settings: StudySettings, searched: optuna.Study | None = None) -> tuple
                     f"{study.study_name!r}; accepted: a folder with the same images, or a new study"
                 )
     return dataset, found
-
-
-def fingerprints(dataset: Dataset, split: str) -> Fingerprints:
-    """Of the images that training and validation share, and of the test images where `split` is `test`."""
-    names = repr(dataset.class_names).encode()
-    found = {"training": fingerprint(names, dataset.train, dataset.validation)}
-    return found | ({"test": fingerprint(names, dataset.test)} if split == "test" else {})
-
-
-def fingerprint(names: bytes, *splits: Split) -> str:
-    """32 hex digits of pixels, labels, their order and the classes' names."""
-    digest = hashlib.sha256(names)
-    for split in splits:
-        for tensor in (split.images, split.labels):
-            values = np.ascontiguousarray(tensor.numpy())
-            digest.update(f"{values.dtype} {values.shape}".encode())
-            digest.update(values)
-    return digest.hexdigest()[:32]
 
 
 def kept(found: Fingerprints, prepare: Callable[[], optuna.Study]) -> optuna.Study:

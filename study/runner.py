@@ -469,9 +469,12 @@ def run(
     folder = settings.folder.absolute()
     gpus = gpus_per_trial(settings, resources)
 
+    known_images = study.user_attrs.get("images", {})
+
     def worker_config(number: int) -> dict[str, object]:
         return {
             "data": settings.data.model_dump(),
+            "images": known_images,
             "evaluation": settings.evaluation.model_dump(),
             "folder": join(settings.checkpoints, checkpoint_name(number)),
             "timings": join(settings.checkpoints, TIMINGS),

@@ -19,6 +19,7 @@ from trainables import data, devices
 from trainables.checkpoints import CheckpointFolder
 from trainables.config import DataConfig, EvalConfig, TrialConfig
 from trainables.errors import InputError
+from trainables.fingerprints import Fingerprints, fingerprints
 from trainables.stores import Unreachable, store
 from trainables.trial import Diverged, Trial
 
@@ -32,13 +33,14 @@ class RayTrial(tune.Trainable):
     """Runs one trial; an actor runs many, one after the other.
 
     Its config has `number` (Optuna's), `name` (what a person reads, e.g. `0007 fixup 8→128`), `trial`, `data` and
-    `evaluation` (fields of TrialConfig, DataConfig, EvalConfig), `folder` (the place of the trial's checkpoint, a
-    path or URI), `shared` (a place and a file that the driver wrote there; None where trials run on the driver's
-    host), `threads`, `gpu` (whether it was given one: Ray hides no GPU from those that asked for none), `shares_gpu`
-    (whether others train on its GPU), `epoch_timeout` (seconds after which an epoch counts as hung), `objective` (which
-    seconds count, `measured` or `calibrated`), `timings` (a place that the study's workers share), `timing_key` (names
-    what a step's seconds depend on, e.g. network, norm and training) and `seconds_per_step`: by kind of device, then
-    batch size, those that the driver knows for this key. What was measured since goes along with the first report as
+    `evaluation` (fields of TrialConfig, DataConfig, EvalConfig), `images` (the fingerprints that the study knows them
+    by; of a study of an earlier version none), `folder` (the place of the trial's checkpoint, a path or URI), `shared`
+    (a place and a file that the driver wrote there; None where trials run on the driver's host), `threads`, `gpu`
+    (whether it was given one: Ray hides no GPU from those that asked for none), `shares_gpu` (whether others train on
+    its GPU), `epoch_timeout` (seconds after which an epoch counts as hung), `objective` (which seconds count,
+    `measured` or `calibrated`), `timings` (a place that the study's workers share), `timing_key` (names what a step's
+    seconds depend on, e.g. network, norm and training) and `seconds_per_step`: by kind of device, then batch size,
+    those that the driver knows for this key. What was measured since goes along with the first report as
     `calibration`.
 
     The trial's own failures (diverged, out of memory, an exception) end it with a last result that
@@ -87,7 +89,7 @@ class RayTrial(tune.Trainable):
             folder = CheckpointFolder(config["folder"])
             trial = Trial(
                 TrialConfig(**config["trial"]),
-                images(DataConfig(**config["data"]), str(device)),
+                images(DataConfig(**config["data"]), str(device), config["images"]),
                 EvalConfig(**config["evaluation"]),
                 device,
                 config["shares_gpu"],
@@ -174,18 +176,24 @@ def require_shared(shared: tuple[str, str] | None) -> None:
         raise NotShared(f"{socket.gethostname()} does not see {shared[0]} of the driver's host")
 
 
-class NoImages(RuntimeError):
-    """This host cannot read the images that the driver's host has read."""
+class NotTheImages(RuntimeError):
+    """This host has not the images that the driver's host has."""
 
 
-def images(config: DataConfig, device: str) -> data.Dataset:
+def images(config: DataConfig, device: str, known: Fingerprints) -> data.Dataset:
     """Raises:
-    NoImages: If this host cannot read them.
+    NotTheImages: If this host cannot read them, or has others than the study's.
     """
+    host = socket.gethostname()
     try:
-        return load_dataset(config, device)
+        dataset = load_dataset(config, device)
     except InputError as error:
-        raise NoImages(f"{socket.gethostname()}: {error}") from None
+        raise NotTheImages(f"{host}: {error}") from None
+    found = seen(config, device, "test" if "test" in known else "validation") if known else known
+    for part, fingerprint in known.items():
+        if found[part] != fingerprint:
+            raise NotTheImages(f"{host}: data_dir: the {part} images of {config.data_dir!r} are not the study's")
+    return dataset
 
 
 def study_problem(error: Exception) -> str:
@@ -194,8 +202,8 @@ def study_problem(error: Exception) -> str:
         return "no room on disk"
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{socket.gethostname()} may not write"
-    if isinstance(error, NoImages):
-        return "data_dir is needed on every host"
+    if isinstance(error, NotTheImages):
+        return "the same images are needed on every host"
     return "storage_path is needed" if isinstance(error, NotShared) else ""
 
 
@@ -211,3 +219,8 @@ def failure(error: Exception) -> str:
 
 # The data set on the device, kept from trial to trial.
 load_dataset = functools.lru_cache(maxsize=1)(data.configured)
+
+
+@functools.lru_cache(maxsize=1)
+def seen(config: DataConfig, device: str, split: str) -> Fingerprints:
+    return fingerprints(load_dataset(config, device), split)

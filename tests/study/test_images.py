@@ -7,7 +7,6 @@ from PIL import Image
 from study import conduct, confirm, confirmation, images, members, pareto, spaces, train
 from study.settings import StudySettings
 from tests.study.confirmations import SETTINGS, add
-from trainables import data
 from trainables.errors import InputError
 
 
@@ -92,14 +91,3 @@ def test_a_study_of_an_earlier_version_is_not_moved(tmp_path, monkeypatch):
     add(study, 0.5, 10.0)
     assert "images" not in images.kept({"training": "x"}, lambda: study).user_attrs
     assert "data_dir 'there' (the study has 'here')" in refused(continued, "there")
-
-
-def test_a_fingerprint_tells_pixels_labels_order_and_classes_apart():
-    digits = data.load("digits")
-    split, names = digits.test, b"names"
-    flipped = data.Split(split.images.flip(0), split.labels.flip(0))
-    relabelled = data.Split(split.images, split.labels.roll(1))
-    found = {images.fingerprint(names, part) for part in (split, flipped, relabelled, digits.train)}
-    found |= {images.fingerprint(b"other names", split), images.fingerprint(names, split, split)}
-    assert len(found) == 6
-    assert images.fingerprint(names, split) == images.fingerprint(names, data.load("digits").test)

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from trainables import devices, ray_trainable, stores
+from trainables import data, devices, ray_trainable, stores
 from trainables.config import ConstantBatch, DataConfig, EvalConfig, TrialConfig
+from trainables.fingerprints import fingerprints
 from trainables.ray_trainable import RayTrial
 from trainables.stores import DiskStore, Unreachable
 from trainables.trial import Trial
@@ -28,6 +29,7 @@ def worker(tmp_path):
                 "name": f"{number:04d}",
                 "trial": config.model_dump(mode="json"),
                 "data": DataConfig().model_dump(),
+                "images": {},
                 "evaluation": EvalConfig(eps=0.1, attack_steps=1, examples=4, curve_examples=4).model_dump(),
                 "folder": str(tmp_path / f"{number:04d}"),
                 "timings": str(tmp_path / "timings"),
@@ -120,7 +122,7 @@ def test_a_warm_up_that_hangs_ends_the_worker_as_an_epoch_does(worker, monkeypat
 def test_what_a_host_lacks_is_the_studys_problem_and_not_the_trials(worker, tmp_path, monkeypatch):
     no_images = worker(1)
     no_images.config["data"] = DataConfig(name="imagefolder", data_dir=str(tmp_path / "here alone")).model_dump()
-    assert no_images.step()["study_problem"] == "data_dir is needed on every host"
+    assert no_images.step()["study_problem"] == "the same images are needed on every host"
 
     def refuse(self, name, data):
         raise PermissionError(errno.EACCES, "Permission denied", name)
@@ -128,6 +130,17 @@ def test_what_a_host_lacks_is_the_studys_problem_and_not_the_trials(worker, tmp_
     monkeypatch.setattr(DiskStore, "write", refuse)
     assert worker(2).step()["study_problem"].endswith(" may not write")
     assert ray_trainable.study_problem(FileNotFoundError(errno.ENOENT, "of a trial's own")) == ""
+
+
+def test_a_host_with_other_images_than_the_studys_trains_on_none(worker):
+    digits = data.load("digits")
+    same, others = worker(1), worker(2)
+    same.config["images"] = fingerprints(digits, "test")
+    assert same.step()["epoch"] == 1
+    others.config["images"] = fingerprints(digits, "test") | {"test": "those of another version"}
+    end = others.step()
+    assert end["study_problem"] == "the same images are needed on every host"
+    assert end["failure"].endswith("data_dir: the test images of None are not the study's")
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
