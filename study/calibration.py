@@ -149,4 +149,7 @@ def error_text(trials: list[FrozenTrial]) -> str:
     if slowest < UNEQUAL * quickest:
         return text
     times = slowest / quickest
-    return f"{text} The device was not equally free for all: equal work took some {times:.1f} times as long as others."
+    return (
+        f"{text} The device was not equally free for all: equal work took {times:.1f} times as long for some as "
+        "for others."
+    )

@@ -108,7 +108,7 @@ def front_table(trials: list[FrozenTrial], title: str = "Pareto front") -> Table
 
 
 class Output(Console):
-    """Stdout. A reader that is gone, as `tee` is after Ctrl-C, does not end the process: results are written yet."""
+    """Stdout, whose reader may be gone, as `tee` is after Ctrl-C: the process goes on to write its results."""
 
     unread = False
 

@@ -72,14 +72,16 @@ class Candidate:
         """This one with its accuracy under AutoAttack in the place of that under PGD.
 
         Not the share of the few images that AutoAttack saw: PGD's accuracy on all images, less what AutoAttack takes
-        off on those few. The interval is as wide as that of the few alone, which is wider than it need be.
+        off on those few, and never more than PGD's. The interval is that of the few alone, moved, its farther end on
+        both sides: wider than it need be, but of none or all of a few images it would end at the figure itself.
 
         Source: Cochran 1977, Sampling Techniques, section 7.2, the difference estimator.
         """
         strong, pgd, _ = self.autoattack
-        accuracy = min(max(self.adversarial - (pgd - strong), 0.0), 1.0)
-        low, high = (min(max(bound + accuracy - strong, 0.0), 1.0) for bound in self.autoattack_interval)
-        return replace(self, adversarial=accuracy, adversarial_interval=(low, high))
+        accuracy = round(min(max(self.adversarial - (pgd - strong), 0.0), self.adversarial), 9)  # as it is printed
+        half = max(abs(bound - strong) for bound in self.autoattack_interval)
+        interval = (max(accuracy - half, 0.0), min(accuracy + half, 1.0))
+        return replace(self, adversarial=accuracy, adversarial_interval=interval)
 
 
 @dataclass(frozen=True)
@@ -302,7 +304,7 @@ def choose(
         reasons.append(
             "The search's PGD was too weak for some (see gates.csv), so accuracies are compared by AutoAttack's: PGD's "
             "on all images, less what AutoAttack takes off on those that it was tried on. "
-            f"Here that is {taken.adversarial:.3f}."
+            f"Of #{taken.number} that is {taken.adversarial:.3f}."
         )
     reasons += doubts(taken, max_seconds, min_adv_accuracy) + rivals_text(taken, fitting)
     return Choice(next(candidate for candidate in candidates if candidate.number == taken.number), reasons)
@@ -387,8 +389,8 @@ def rivals_text(taken: Candidate, fitting: Sequence[Candidate]) -> list[str]:
     fastest = min(rivals, key=lambda rival: rival.seconds)
     others = f", the fastest of {len(rivals)} such" if len(rivals) > 1 else ""
     return [
-        f"Faster, and its interval of accuracy under attack overlaps: #{fastest.number} ({fastest.seconds:.1f} s, "
-        f"{fastest.adversarial:.3f}){others}."
+        f"Faster, with an interval of accuracy under attack that overlaps this one's: #{fastest.number} "
+        f"({fastest.seconds:.1f} s, {fastest.adversarial:.3f}){others}."
     ]
 
 

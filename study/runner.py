@@ -18,7 +18,8 @@ import ray
 import yaml
 from optuna.exceptions import StorageInternalError
 from ray import tune
-from ray._private import ray_constants, worker
+from ray._private import ray_constants
+from ray._private import worker as ray_worker
 from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
@@ -149,7 +150,7 @@ def started_ray(settings: StudySettings, local: dict[str, object]) -> Iterator[N
     try:
         yield
     finally:
-        if local and (node := worker._global_node):
+        if local and (node := ray_worker._global_node):
             kill = node.kill_all_processes
             # SIGTERM does not reach them: Ray would give each a second to follow one.
             node.kill_all_processes = lambda **given: kill(**given | {"allow_graceful": False})
@@ -468,7 +469,6 @@ def run(
     """
     folder = settings.folder.absolute()
     gpus = gpus_per_trial(settings, resources)
-
     known_images = study.user_attrs.get("images", {})
 
     def worker_config(number: int) -> dict[str, object]:

@@ -396,8 +396,8 @@ class FrontSampler(BaseSampler):
     def _untried(self, candidates: list[Candidate], trials: Sequence[FrozenTrial]) -> list[Candidate]:
         """Those that no trial has had: another seed would tell little. All of them, where there are no others."""
         for trial in trials:
-            has_all = trial.state.is_finished() or "config" in trial.user_attrs  # its parameters
-            if has_all and trial.number not in self.counted:
+            has_its_parameters = trial.state.is_finished() or "config" in trial.user_attrs
+            if has_its_parameters and trial.number not in self.counted:
                 self.counted.add(trial.number)
                 self.tried.add(frozenset(trial.params.items()))
         untried = [candidate for candidate in candidates if frozenset(candidate.params.items()) not in self.tried]

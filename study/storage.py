@@ -79,7 +79,7 @@ def from_url(url: str) -> RDBStorage:
 
 
 def _patience(url: str) -> dict[str, int]:
-    """How long the database's driver waits; what the URL itself says holds."""
+    """How long the database's driver waits; for PostgreSQL, what the URL itself says holds."""
     if _sqlite_file(url):
         return {"timeout": SQLITE_TIMEOUT}
     parsed = make_url(url)

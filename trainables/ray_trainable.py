@@ -20,7 +20,7 @@ from trainables.checkpoints import CheckpointFolder
 from trainables.config import DataConfig, EvalConfig, TrialConfig
 from trainables.errors import InputError
 from trainables.fingerprints import Fingerprints, fingerprints
-from trainables.stores import Unreachable, store
+from trainables.stores import AWAY, Unreachable, store
 from trainables.trial import Diverged, Trial
 
 logger = logging.getLogger(__name__)
@@ -182,17 +182,22 @@ class NotTheImages(RuntimeError):
 
 def images(config: DataConfig, device: str, known: Fingerprints) -> data.Dataset:
     """Raises:
-    NotTheImages: If this host cannot read them, or has others than the study's.
+    NotTheImages: If this host has none, or others than the study's.
+    Unreachable: If its disk or file server is at fault.
     """
     host = socket.gethostname()
     try:
         dataset = load_dataset(config, device)
     except InputError as error:
-        raise NotTheImages(f"{host}: {error}") from None
-    found = seen(config, device, "test" if "test" in known else "validation") if known else known
+        lacks = Unreachable if getattr(error.__context__, "errno", None) in AWAY else NotTheImages
+        raise lacks(f"{host}: {error}") from None
+    if not known:
+        return dataset
+    found = seen(config, device, "test" if "test" in known else "validation")
     for part, fingerprint in known.items():
         if found[part] != fingerprint:
-            raise NotTheImages(f"{host}: data_dir: the {part} images of {config.data_dir!r} are not the study's")
+            place = config.data_dir or config.name
+            raise NotTheImages(f"{host}: data_dir: the {part} images of {place!r} are not the study's")
     return dataset
 
 
@@ -201,7 +206,7 @@ def study_problem(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "no room on disk"
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{socket.gethostname()} may not write"
+        return f"{socket.gethostname()} may not read or write"
     if isinstance(error, NotTheImages):
         return "the same images are needed on every host"
     return "storage_path is needed" if isinstance(error, NotShared) else ""

@@ -102,7 +102,7 @@ def test_a_device_that_was_not_equally_free_is_told(measured, said, times):
     for seconds in measured:
         attrs = {"measured_seconds": seconds, "calibrated_seconds": 1.0}
         study.add_trial(optuna.trial.create_trial(values=[0.5, seconds], user_attrs=attrs))
-    unequal = f" The device was not equally free for all: equal work took some {times} times as long as others."
+    unequal = f" The device was not equally free for all: equal work took {times} times as long for some as for others."
     assert (
         calibration.error_text(study.trials)
         == f"{'Calibrated seconds are ' if said else ''}{said}{unequal if times else ''}"

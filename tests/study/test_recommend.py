@@ -199,10 +199,19 @@ def test_the_few_images_that_autoattack_saw_do_not_stand_for_all():
     easy = candidate(1, 0.5, 10.0, autoattack=(0.6, 0.62, 50), autoattack_interval=(0.46, 0.72))
     hard = candidate(2, 0.6, 10.0, autoattack=(0.52, 0.58, 50), gates_failed="autoattack")
     choice = choose([easy, hard], 50.0, None)
-    assert choice.candidate is hard and "Here that is 0.540." in " ".join(choice.reasons)
+    assert choice.candidate is hard and "Of #2 that is 0.540." in " ".join(choice.reasons)
     compared = easy.attacked_strongly
-    assert (compared.adversarial, *compared.adversarial_interval) == pytest.approx((0.48, 0.34, 0.60))
-    assert candidate(3, 0.05, 1.0, autoattack=(0.0, 0.1, 50)).attacked_strongly.adversarial == 0
+    assert (compared.adversarial, *compared.adversarial_interval) == pytest.approx((0.48, 0.34, 0.62))
+
+
+def test_what_members_are_compared_by_is_a_share_that_pgd_allows_and_reads_as_printed():
+    found = [
+        candidate(1, pgd, 1.0, autoattack=few).attacked_strongly.adversarial
+        for pgd, few in [(0.05, (0.0, 0.1, 50)), (0.3, (0.5, 0.4, 20)), (0.6, (0.5, 0.55, 20))]
+    ]
+    assert found == [0, 0.3, 0.55]
+    none_left = candidate(2, 0.6, 1.0, autoattack=(0.0, 0.5, 20), autoattack_interval=(0.0, 0.16)).attacked_strongly
+    assert none_left.adversarial_interval == pytest.approx((0, 0.26))
 
 
 def errors_under_autoattack(n_all, n_few, n_seeds, gap=0.03):
@@ -238,7 +247,7 @@ def test_an_interval_that_crosses_a_limit_is_named():
 
 def test_a_faster_one_that_intervals_do_not_tell_apart_is_named():
     least, fast, chosen = candidate(1, 0.39, 1.0), candidate(2, 0.41, 5.0), candidate(3, 0.5, 10.0)
-    overlaps = "Faster, and its interval of accuracy under attack overlaps: #2 (5.0 s, 0.410)"
+    overlaps = "Faster, with an interval of accuracy under attack that overlaps this one's: #2 (5.0 s, 0.410)"
     assert choose([least, fast, chosen], 10.0, None).reasons[-1] == overlaps + "."
     more = [least, fast, candidate(4, 0.42, 6.0), chosen, candidate(5, 0.49, 11.0)]
     assert choose(more, 20.0, None).reasons[-1] == overlaps + ", the fastest of 2 such."

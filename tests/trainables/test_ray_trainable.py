@@ -10,6 +10,7 @@ import torch
 
 from trainables import data, devices, ray_trainable, stores
 from trainables.config import ConstantBatch, DataConfig, EvalConfig, TrialConfig
+from trainables.errors import InputError
 from trainables.fingerprints import fingerprints
 from trainables.ray_trainable import RayTrial
 from trainables.stores import DiskStore, Unreachable
@@ -128,8 +129,20 @@ def test_what_a_host_lacks_is_the_studys_problem_and_not_the_trials(worker, tmp_
         raise PermissionError(errno.EACCES, "Permission denied", name)
 
     monkeypatch.setattr(DiskStore, "write", refuse)
-    assert worker(2).step()["study_problem"].endswith(" may not write")
+    assert worker(2).step()["study_problem"].endswith(" may not read or write")
     assert ray_trainable.study_problem(FileNotFoundError(errno.ENOENT, "of a trial's own")) == ""
+
+
+def test_images_that_a_file_server_keeps_back_are_the_machines_failure(worker, monkeypatch):
+    def load(config, device):
+        try:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        except OSError as error:
+            raise InputError(f"data_dir: ... cannot be read ({error.strerror})") from None
+
+    monkeypatch.setattr(ray_trainable, "load_dataset", load)
+    with pytest.raises(Unreachable, match="Stale file handle"):
+        worker(1).step()
 
 
 def test_a_host_with_other_images_than_the_studys_trains_on_none(worker):
@@ -140,7 +153,7 @@ def test_a_host_with_other_images_than_the_studys_trains_on_none(worker):
     others.config["images"] = fingerprints(digits, "test") | {"test": "those of another version"}
     end = others.step()
     assert end["study_problem"] == "the same images are needed on every host"
-    assert end["failure"].endswith("data_dir: the test images of None are not the study's")
+    assert end["failure"].endswith("data_dir: the test images of 'digits' are not the study's")
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
