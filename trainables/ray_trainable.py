@@ -228,4 +228,5 @@ load_dataset = functools.lru_cache(maxsize=1)(data.configured)
 
 @functools.lru_cache(maxsize=1)
 def seen(config: DataConfig, device: str, split: str) -> Fingerprints:
+    """Of this host's images, as the study keeps those of the driver's."""
     return fingerprints(load_dataset(config, device), split)

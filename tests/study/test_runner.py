@@ -286,10 +286,14 @@ def test_a_trial_trains_on_the_gpu_only_where_it_was_given_one(gpus, device, tmp
     monkeypatch.setattr(ray_trainable, "load_dataset", lambda config, device: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # as on a machine with one, whatever Ray gave
     settings = StudySettings(name="a", results_dir=str(tmp_path), gpus_per_trial=gpus)
+    study = optuna.create_study()
+    study.set_user_attr("images", {"training": "of the study"})
     with pytest.raises(Caught) as made:
-        runner.run(optuna.create_study(), None, settings, {"CPU": 2.0, "GPU": 1.0}, None, "calibrated")
+        runner.run(study, None, settings, {"CPU": 2.0, "GPU": 1.0}, None, "calibrated")
     (config,) = made.value.args
-    assert config["objective"] == "calibrated"
-    worker = ray_trainable.RayTrial(config | {"number": 0, "trial": TrialConfig().model_dump(mode="json")})
+    assert config["objective"] == "calibrated" and config["images"] == {"training": "of the study"}
+    worker = ray_trainable.RayTrial(
+        config | {"number": 0, "images": {}, "trial": TrialConfig().model_dump(mode="json")}
+    )
     with pytest.raises(Caught, match=device):
         worker._open()
