@@ -113,9 +113,11 @@ def front(trials: Sequence[FrozenTrial], objective: str, confirmed: pd.DataFrame
     faint = {"bars": True, "opacity": 0.6, "size": 7} if few else {"bars": False, "opacity": 0.35, "size": 5}
     _add_complete(result, dominated, "dominated", OTHER, mode="markers", **faint)
     _add_complete(result, members, "Pareto front", FRONT, bars=True, opacity=1.0, mode="lines+markers", size=9)
+    bars = [wilson(trial.values[0], trial.user_attrs["n_examples"]) for trial in complete]
     if confirmed is not None and len(confirmed):
         _add_confirmed(result, confirmed, objective)
-    _name_published(result, [trial for trial in complete if trial.user_attrs.get("label")], complete)
+        bars += confirmed[["adversarial_low", "adversarial_high"]].dropna().itertuples(index=False)
+    _name_published(result, [trial for trial in complete if trial.user_attrs.get("label")], bars)
     result.update_xaxes(type="log", title_text=f"{SECONDS[objective]} (log scale)", dtick="D2", tickformat="~g")
     return result.update_yaxes(title_text="adversarial accuracy")
 
@@ -172,8 +174,8 @@ def _add_confirmed(result: go.Figure, confirmed: pd.DataFrame, objective: str) -
     )
 
 
-def _name_published(result: go.Figure, trials: Sequence[FrozenTrial], among: Sequence[FrozenTrial]) -> None:
-    """A ring and a name at each published configuration, the names above the points of all complete trials."""
+def _name_published(result: go.Figure, trials: Sequence[FrozenTrial], bars: Sequence[tuple[float, float]]) -> None:
+    """A ring and a name at each published configuration, the names above all bars that are drawn."""
     if not trials:
         return
     result.add_scatter(
@@ -184,7 +186,7 @@ def _name_published(result: go.Figure, trials: Sequence[FrozenTrial], among: Seq
         hoverinfo="skip",
         marker={"size": 17, "color": PUBLISHED, "symbol": "circle-open", "line": {"width": 2}},
     )
-    lows, highs = zip(*(wilson(trial.values[0], trial.user_attrs["n_examples"]) for trial in among), strict=True)
+    lows, highs = zip(*bars, strict=True)
     for trial, rung in zip(trials, rungs([trial.values[1] for trial in trials], min(lows), max(highs)), strict=True):
         x = math.log10(trial.values[1])
         result.add_annotation(

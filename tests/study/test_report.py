@@ -226,6 +226,14 @@ def test_a_label_that_looks_like_none_or_like_a_number_stays_as_it_is(label, res
     assert any(f"#0 {label}<" in str(trace.text) for trace in shown.data if "confirmed" in trace.name)
 
 
+def test_names_stand_above_the_bars_of_what_was_confirmed(results):
+    with_confirmation(results)
+    trials, (confirmed, _) = storage.named("mine", str(results), None).get_trials(), page.confirmation(results / "mine")
+    confirmed = confirmed.assign(adversarial_low=0.0, adversarial_high=1.0)  # as of two seeds
+    (name,) = figures.front(trials, "measured", confirmed).layout.annotations
+    assert name.ay > 1.05
+
+
 def test_confirmed_seconds_are_told_from_the_searchs(results):
     with_confirmation(results)
     trials, (confirmed, _) = storage.named("mine", str(results), None).get_trials(), page.confirmation(results / "mine")
